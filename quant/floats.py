@@ -21,16 +21,17 @@ def to_bf16_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     """
     if values.dtype != np.float32:
         raise QuantError(f"bfloat16 conversion: expected float32, got {values.dtype}")
-    bits = np.ascontiguousarray(values).view(np.uint32).reshape(values.shape)
+    flat = np.ascontiguousarray(values).reshape(-1)
+    bits = flat.view(np.uint32)
     rounded = bits >> np.uint32(16)
     rounded &= np.uint32(1)
     rounded += np.uint32(0x7FFF)
-    nan = np.isnan(values)
     rounded += bits
     rounded >>= np.uint32(16)
     # Rounding a NaN may carry it into infinity or past the sign: take it unrounded and made quiet.
+    nan = np.isnan(flat)
     rounded[nan] = (bits[nan] >> np.uint32(16)) | np.uint32(0x40)
-    return rounded.astype(np.uint16)
+    return rounded.astype(np.uint16).reshape(values.shape)
 
 
 def from_bf16_bits(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
