@@ -57,7 +57,13 @@ def load(
     _check_flavour(bundle, flavour)
     _check_context(bundle, max_context)
     engine = _open_engine(bundle, device, threads, max_context)
-    return Model.from_bundle(bundle, engine, load_seconds=clock.seconds())
+    try:
+        model = Model.from_bundle(bundle, engine, max_context=max_context)
+    except BaseException:
+        engine.close()
+        raise
+    model.load_seconds = clock.seconds()
+    return model
 
 
 def _open_engine(bundle: Bundle, device: str, threads: int | None, max_context: int | None) -> Engine:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cpm_edge.runtimes.errors import BackendError, BundleError
 from cpm_edge.runtimes.manifest import FORMAT_VERSION, MANIFEST, ContextLimits, FileEntry, Manifest
@@ -52,6 +53,25 @@ class Bundle:
     def optional(self, name: str) -> Path | None:
         """Path of a listed file, or None when the manifest does not list it."""
         return self.path / name if name in self.manifest.files else None
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """The object in a listed JSON file, empty when the manifest does not list it.
+
+        Raises:
+            BundleError: the file does not hold a JSON object.
+        """
+        path = self.optional(name)
+        if path is None:
+            return {}
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise BundleError(
+                f"{name} is not valid JSON: {error}", hint="Export the bundle again."
+            ) from error
+        if not isinstance(value, dict):
+            raise BundleError(f"{name}: expected a JSON object, got {type(value).__name__}")
+        return value
 
 
 def open_bundle(path: str | os.PathLike[str], check: bool = False) -> Bundle:

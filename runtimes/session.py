@@ -48,6 +48,11 @@ class Session(abc.ABC):
         """A copy of the token ids in the cache, oldest first."""
         return list(self._tokens)
 
+    @property
+    def closed(self) -> bool:
+        """Whether the caches were given back, by close or after a failure that could not be undone."""
+        return self._closed
+
     def forward(self, token_ids: Sequence[int] | NDArray[Any], logits: Logits = "last") -> FloatArray:
         """Append tokens and return next-token logits.
 
