@@ -46,7 +46,7 @@ class PositionalFile:
                 hint="the file is truncated: copy or download it again",
             )
         buffer = np.empty(nbytes, dtype=np.uint8)
-        view = memoryview(buffer)
+        view = buffer.data
         done = 0
         while done < nbytes:
             try:

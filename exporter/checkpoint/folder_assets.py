@@ -50,7 +50,9 @@ def as_json(value: dict[str, Any]) -> bytes:
 def _settings(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json with ``added_tokens_decoder`` filled from the older added_tokens.json."""
     path = folder / "tokenizer_config.json"
-    settings = read_json_object(path) if path.is_file() else {"tokenizer_class": "LlamaTokenizer"}
+    settings: dict[str, Any] = {"tokenizer_class": "LlamaTokenizer"}
+    if path.is_file():
+        settings = read_json_object(path)
     older = folder / "added_tokens.json"
     if "added_tokens_decoder" not in settings and older.is_file():
         special = _special_tokens(folder, settings)

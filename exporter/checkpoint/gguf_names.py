@@ -73,4 +73,5 @@ def stored_rows(rows: npt.NDArray[np.int64], head_dim: int) -> npt.NDArray[np.in
     """
     head, row = np.divmod(rows, head_dim)
     half, j = np.divmod(row, head_dim // 2)
-    return head * head_dim + 2 * j + half
+    stored: npt.NDArray[np.int64] = head * head_dim + 2 * j + half
+    return stored

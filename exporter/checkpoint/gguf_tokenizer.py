@@ -69,14 +69,8 @@ def tokenizer_settings(metadata: Mapping[str, Any]) -> dict[str, Any]:
 def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: Sequence[int]) -> Tokenizer:
     pre = find_pre_tokenizer(metadata.get("tokenizer.ggml.pre", "default"))
     vocabulary = Vocabulary(tokens, [0.0] * len(tokens), types)
-    merges = [tuple(merge.split(" ")) for merge in _strings(metadata, "merges")]
-    broken = next((merge for merge in merges if len(merge) != 2), None)
-    if broken is not None:
-        raise CheckpointError(f"tokenizer.ggml.merges: expected two tokens, got {' '.join(broken)!r}")
     ids = vocabulary.ids()
-    for left, right in merges:
-        if left not in ids or right not in ids or left + right not in ids:
-            raise CheckpointError(f"tokenizer.ggml.merges: {left!r} + {right!r} is not in the vocabulary")
+    merges = _merges(metadata, ids)
     tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=pre.ignore_merges))
     tokenizer.pre_tokenizer = build_pre_tokenizer(pre)
     tokenizer.decoder = decoders.ByteLevel()
@@ -90,6 +84,18 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: Sequence[
         ],
     )
     return tokenizer
+
+
+def _merges(metadata: Mapping[str, Any], ids: Mapping[str, int]) -> list[tuple[str, str]]:
+    merges = []
+    for merge in _strings(metadata, "merges"):
+        left, _, right = merge.partition(" ")
+        if left not in ids or right not in ids or left + right not in ids:
+            raise CheckpointError(
+                f"tokenizer.ggml.merges: {merge!r} does not join two tokens of the vocabulary"
+            )
+        merges.append((left, right))
+    return merges
 
 
 def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: Sequence[int]) -> Tokenizer:

@@ -60,7 +60,11 @@ def download(repo_id: str, revision: str | None) -> Path:
 
 @contextmanager
 def _progress_on_terminals() -> Iterator[None]:
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
     if sys.stderr.isatty() or are_progress_bars_disabled():
         yield
@@ -74,9 +78,15 @@ def _progress_on_terminals() -> Iterator[None]:
 
 @contextmanager
 def _hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
-    """Turn the hub client's exceptions into ours; their base class differs between its versions."""
+    """Turn the hub client's exceptions into ours."""
     from huggingface_hub import constants, errors
 
+    # The HTTP library under the client, and so the base of its errors, differs between its versions.
+    bases: tuple[type[Exception], ...] = tuple(
+        base
+        for base in errors.HfHubHTTPError.__mro__
+        if issubclass(base, Exception) and base is not Exception
+    )
     at = f"{repo_id} (revision {revision})" if revision else repo_id
     try:
         yield
@@ -96,7 +106,7 @@ def _hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
         raise CheckpointError(f"{repo_id}: not a Hugging Face id: {error}") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise _not_reachable(at, error) from error
-    except (OSError, *errors.HfHubHTTPError.__bases__) as error:
+    except bases as error:
         raise CheckpointError(
             f"{at}: the download failed: {type(error).__name__}: {error}",
             hint="run the command again: finished files are kept; check the network and free disk space",

@@ -119,9 +119,9 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, int, int]:
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(f"{path}: {name}: dtype {dtype!r} is not supported ({', '.join(DTYPES)} are)")
-    if not _is_sizes(shape):
+    if shape is None or not _is_sizes(shape):
         raise CheckpointError(f"{path}: {name}: expected a list of sizes as shape, got {shape!r}")
-    if not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+    if offsets is None or not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise CheckpointError(f"{path}: {name}: expected data_offsets [begin, end], got {offsets!r}")
     return TensorInfo(name, tuple(shape), dtype), offsets[0], offsets[1]
 

@@ -68,14 +68,14 @@ def token_text(token: Any) -> str | None:
 
 def _read_proto(path: Path) -> Any:
     try:
-        from google.protobuf.message import DecodeError
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
         from sentencepiece import sentencepiece_model_pb2
     except ImportError as error:
         raise CheckpointError(
             f"{path}: converting it needs the packages sentencepiece and protobuf",
             hint='pip install "cpm-edge[export]", or add a tokenizer.json',
         ) from error
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     try:
         proto.ParseFromString(path.read_bytes())
     except DecodeError as error:
