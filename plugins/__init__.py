@@ -1,0 +1,4 @@
+"""The custom ops of domain ``cpm``: one folder an op, from specification to kernels."""
+
+DOMAIN = "cpm"
+VERSION = 1

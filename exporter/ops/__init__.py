@@ -1,0 +1,1 @@
+"""The ``cpm`` ops as torch functions: eager when called, one ONNX node each when exported."""

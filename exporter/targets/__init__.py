@@ -1,0 +1,1 @@
+"""From the traced graph to a folder that one kind of runtime opens."""

@@ -1,0 +1,6 @@
+"""Checkpoint configs: one dataclass an architecture family, Hugging Face's key names, no torch."""
+
+from cpm_edge.exporter.configs.llama import LlamaConfig
+from cpm_edge.exporter.configs.minicpm import MiniCPMConfig
+
+__all__ = ["LlamaConfig", "MiniCPMConfig"]

@@ -1,0 +1,102 @@
+"""Llama configs: MiniCPM5, BitCPM-CANN 1B/3B, the ``-llama-format`` releases, SmolLM2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cpm_edge.exporter.configs.reader import ConfigReader
+from cpm_edge.exporter.configs.rope import Rope
+from cpm_edge.exporter.errors import ConfigError
+from cpm_edge.plugins.sparse_attention.spec import SparseAttentionSpec
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """Hugging Face's LlamaConfig, as far as it changes what is computed."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    rope: Rope
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> LlamaConfig:
+        """Read a parsed config.json.
+
+        Raises:
+            ConfigError: a key is missing, malformed or asks for something not implemented.
+        """
+        reader = ConfigReader(data)
+        config = cls(**read_decoder(reader, tied=False))
+        reader.finish(strict=False)
+        return config
+
+    def attention_spec(self, layer: int) -> SparseAttentionSpec:
+        """Attributes of the attention op of one layer."""
+        return SparseAttentionSpec.dense(
+            self.num_attention_heads, self.num_key_value_heads, self.head_dim**-0.5
+        )
+
+    def layer_kind(self, layer: int) -> str:
+        """Layers of one kind have the same graph and are traced once."""
+        return "decoder"
+
+    @property
+    def max_context(self) -> int:
+        """The longest context the checkpoint was made for, in tokens."""
+        return self.rope.longest
+
+
+def read_decoder(reader: ConfigReader, *, tied: bool) -> dict[str, Any]:
+    """The keys that llama and minicpm share, checked.
+
+    Args:
+        tied: what the architecture assumes when ``tie_word_embeddings`` is absent.
+    """
+    reader.only("hidden_act", ("silu",), "silu")
+    reader.only("attention_bias", (False,), False)
+    reader.only("mlp_bias", (False,), False)
+    refuse_quantized(reader)
+    hidden, heads = reader.positive("hidden_size"), reader.positive("num_attention_heads")
+    kv_heads = reader.positive("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise ConfigError(f"num_key_value_heads: expected a divisor of {heads}, got {kv_heads}")
+    if reader.get("head_dim", int, None) is None and hidden % heads:
+        raise ConfigError(f"num_attention_heads: expected a divisor of hidden_size {hidden}, got {heads}")
+    head_dim = reader.positive("head_dim", hidden // heads)
+    if head_dim % 2:
+        raise ConfigError(f"head_dim: expected an even number, got {head_dim}")
+    longest = reader.positive("max_position_embeddings")
+    return {
+        "vocab_size": reader.positive("vocab_size"),
+        "hidden_size": hidden,
+        "intermediate_size": reader.positive("intermediate_size"),
+        "num_hidden_layers": reader.positive("num_hidden_layers"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "rms_norm_eps": reader.get("rms_norm_eps", float, 1e-6),
+        "max_position_embeddings": longest,
+        "tie_word_embeddings": reader.get("tie_word_embeddings", bool, tied),
+        "rope": Rope.read(reader, head_dim, longest),
+    }
+
+
+def refuse_quantized(reader: ConfigReader) -> None:
+    """Checkpoints whose weights are stored quantized need a reader of their own."""
+    section = reader.section("quantization_config")
+    if section is not None:
+        method = section.get("quant_method", str, "unknown")
+        raise ConfigError(
+            f"quantization_config.quant_method: expected none, got {method}",
+            hint="export the unquantized checkpoint and choose --weight-format int4",
+        )

@@ -1,0 +1,84 @@
+"""Running a model's torch modules on real weights: whole, or one layer in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from cpm_edge.exporter.configs import LlamaConfig
+from cpm_edge.exporter.configs.rope import RopeTable
+from cpm_edge.exporter.models.llama import Cache
+from cpm_edge.exporter.weights import EMBEDDING, HEAD
+
+Read = Callable[[str], npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class EagerRun:
+    """Results of one prompt.
+
+    Attributes:
+        logits: float32 (T, vocab).
+        keys: float32 (kv heads, T, head_dim) of each layer, after RoPE: they show where two runs part.
+    """
+
+    logits: npt.NDArray[np.float32]
+    keys: list[npt.NDArray[np.float32]]
+
+
+def build_model(model_class: type[Any], config: LlamaConfig, rope: RopeTable) -> Any:
+    """The model without weights (on the meta device)."""
+    with torch.device("meta"):
+        return model_class(config, rope).eval()
+
+
+def load_weights(module: nn.Module, prefix: str, read: Read, tied: bool) -> None:
+    """Give every parameter and buffer of ``module`` its tensor, by checkpoint name."""
+    state = {}
+    for name in module.state_dict():
+        full = EMBEDDING if tied and prefix + name == HEAD else prefix + name
+        state[name] = torch.from_numpy(read(full))
+    module.load_state_dict(state, assign=True)
+
+
+def empty_caches(config: LlamaConfig, capacity: int, batch: int = 1) -> list[Cache]:
+    """Zeroed caches of every layer: key and value (B, kv heads, capacity, head_dim)."""
+    shape = (batch, config.num_key_value_heads, capacity, config.head_dim)
+    return [(torch.zeros(shape), torch.zeros(shape)) for _ in range(config.num_hidden_layers)]
+
+
+@torch.no_grad()
+def run_streamed(
+    model_class: type[Any], config: LlamaConfig, rope: RopeTable, read: Read, token_ids: Sequence[int]
+) -> EagerRun:
+    """Prefill ``token_ids`` with one layer's weights in memory at a time.
+
+    Args:
+        read: the float32 tensor of a checkpoint name.
+    """
+    model = build_model(model_class, config, rope)
+    ids = torch.tensor([list(token_ids)])
+    past = torch.zeros(1, dtype=torch.int64)
+    tied = config.tie_word_embeddings
+
+    load_weights(model.model.embed_tokens, "model.embed_tokens.", read, tied)
+    load_weights(model.rotary, "rotary.", read, tied)
+    hidden, cos, sin = model.embed(ids, past)
+    model.model.embed_tokens.to_empty(device="meta")
+    keys = []
+    for index, layer in enumerate(model.model.layers):
+        load_weights(layer, f"model.layers.{index}.", read, tied)
+        shape = (1, config.num_key_value_heads, len(token_ids), config.head_dim)
+        hidden, present = layer(hidden, (cos, sin), past, (torch.zeros(shape), torch.zeros(shape)))
+        keys.append(present[0][0].numpy())
+        layer.to_empty(device="meta")
+    load_weights(model.model.norm, "model.norm.", read, tied)
+    load_weights(model.lm_head, "lm_head.", read, tied)
+    logits: Tensor = model.head(hidden)
+    return EagerRun(logits[0].numpy(), keys)

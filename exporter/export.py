@@ -1,0 +1,227 @@
+"""The export, on one page: open, trace, lower, describe, verify, publish."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cpm_edge.exporter.checkpoint import Checkpoint, open_checkpoint
+from cpm_edge.exporter.configs import LlamaConfig, MiniCPMConfig
+from cpm_edge.exporter.errors import ConfigError, ExportError
+from cpm_edge.exporter.model_card import model_card
+from cpm_edge.exporter.options import ExportOptions
+from cpm_edge.exporter.progress import Progress
+from cpm_edge.exporter.registry import Architecture, find_architecture
+from cpm_edge.exporter.targets.common import BuildJob, Built
+from cpm_edge.exporter.weights import ModelWeights
+from cpm_edge.quant import Policy, QuantError, WeightFormat
+from cpm_edge.runtimes.atomic import AtomicFolder
+from cpm_edge.runtimes.bundle import hash_files, write_manifest
+from cpm_edge.runtimes.manifest import ContextLimits, Manifest
+
+VERSION = "0.1.0"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An export whose inputs were read and found sound; no weight was read yet."""
+
+    options: ExportOptions
+    checkpoint: Checkpoint
+    architecture: Architecture
+    config: LlamaConfig
+    policy: Policy
+    max_context: int
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written, and how long each stage took (seconds)."""
+
+    folder: Path
+    manifest: Manifest
+    seconds: dict[str, float]
+
+
+def export(options: ExportOptions, progress: Progress) -> ExportResult:
+    """Export ``options.model`` into the folder ``options.output``, whole or not at all.
+
+    Raises:
+        ExportError: and its kinds: the checkpoint, the config, an option, or the disk.
+        BundleError: the output folder may not be written.
+    """
+    seconds: dict[str, float] = {}
+    with open_checkpoint(options.model, revision=options.revision) as checkpoint:
+        plan = prepare(options, checkpoint)
+        assets = checkpoint.assets()
+        with AtomicFolder(options.output, options.overwrite) as folder:
+            with progress.stage("Tracing the model"), _timed(seconds, "trace"):
+                job = _trace(plan, folder, progress)
+            with (
+                progress.weights(sum(map(job.weights.elements, job.weights.shapes))),
+                _timed(seconds, "lower"),
+            ):
+                built = _target(options.target).build(job)
+            with progress.stage("Writing tokenizer, model card and manifest"), _timed(seconds, "describe"):
+                _copy_assets(assets, checkpoint, folder)
+                manifest = _manifest(plan, job.weights, built)
+                (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
+                manifest = dataclasses.replace(manifest, files=hash_files(folder))
+                write_manifest(folder, manifest)
+            if options.verify:
+                with progress.stage("Verifying the bundle"), _timed(seconds, "verify"):
+                    manifest = _verified(plan, manifest, folder)
+        return ExportResult(options.output, manifest, seconds)
+
+
+def prepare(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
+    """Read the config and settle every choice that needs no weights.
+
+    Raises:
+        ConfigError: an unknown architecture or an unimplemented value.
+        ExportError: options that contradict each other or the model.
+    """
+    architecture = find_architecture(checkpoint.config)
+    config = architecture.config.from_dict(checkpoint.config)
+    if isinstance(config, MiniCPMConfig):
+        config = config.with_attention(options.attention)
+        config.attention_spec(0)
+    elif options.attention == "sparse":
+        raise ExportError(
+            f"--attention sparse: expected an architecture trained for InfLLM-V2, got {architecture.name}",
+            hint="leave --attention out",
+        )
+    longest = config.max_context
+    max_context = options.max_context or longest
+    if max_context > longest:
+        raise ExportError(
+            f"--max-context: expected at most {longest} (max_position_embeddings of the checkpoint), "
+            f"got {max_context}",
+            hint="a longer context needs a rope_scaling made for it in config.json",
+        )
+    return Plan(options, checkpoint, architecture, config, _policy(options, config), max_context)
+
+
+def _policy(options: ExportOptions, config: LlamaConfig) -> Policy:
+    optional = {"embedding": options.embedding_format, "head": options.head_format}
+    try:
+        return Policy.for_format(
+            WeightFormat(options.weight_format),
+            options.group_size,
+            options.symmetric,
+            tied=config.tie_word_embeddings,
+            **{key: WeightFormat(value) for key, value in optional.items() if value},
+        )
+    except QuantError as error:
+        raise ExportError(error.message, hint=error.hint) from error
+
+
+def _trace(plan: Plan, folder: Path, progress: Progress) -> BuildJob:
+    from cpm_edge.exporter.trace import trace
+
+    rope = plan.config.rope.table(plan.max_context)
+    model = trace(plan.architecture.model_class(), plan.config, rope)
+    weights = model_weights(plan, model)
+    weights.check()
+    return BuildJob(
+        model=model,
+        config=plan.config,
+        checkpoint=plan.checkpoint,
+        weights=weights,
+        folder=folder,
+        max_context=plan.max_context,
+        kv_cache=plan.options.kv_cache,
+        activations=plan.options.activations,
+        progress=progress.advance,
+    )
+
+
+def model_weights(plan: Plan, model: Any) -> ModelWeights:
+    """The weights that the traced graph names, with the plan's policy."""
+    shapes = {
+        name: tuple(int(d) for d in value.shape)
+        for name, value in model.graph.initializers.items()
+        if value.const_value is None
+    }
+    constants = {"rotary.inv_freq": np.asarray(plan.config.rope.table(plan.max_context).inv_freq)}
+    return ModelWeights(plan.checkpoint, shapes, constants, plan.policy)
+
+
+def _target(name: str) -> Any:
+    return importlib.import_module(f"cpm_edge.exporter.targets.{name}")
+
+
+def _copy_assets(assets: dict[str, Any], checkpoint: Checkpoint, folder: Path) -> None:
+    import json
+
+    for name, content in assets.items():
+        if isinstance(content, bytes):
+            (folder / name).write_bytes(content)
+        else:
+            shutil.copyfile(content, folder / name)
+    config = json.dumps(checkpoint.config, indent=2, ensure_ascii=False) + "\n"
+    (folder / "config.json").write_text(config, encoding="utf-8")
+
+
+def _manifest(plan: Plan, weights: ModelWeights, built: Built) -> Manifest:
+    config, spec = plan.config, plan.config.attention_spec(0)
+    rope = config.rope.table(plan.max_context)
+    return Manifest(
+        producer=f"cpm-edge {VERSION}",
+        target=plan.options.target,
+        architecture=plan.architecture.name,
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_layers=config.num_hidden_layers,
+        context=ContextLimits(
+            max_context=plan.max_context,
+            dense_len=None if spec.is_dense else spec.dense_len,
+            trained_context=config.max_position_embeddings,
+            rope={"type": config.rope.kind, "choice": rope.note},
+        ),
+        engine=built.engine,
+        files={},
+        source=plan.checkpoint.fingerprint(),
+        weights={
+            "linear": plan.policy.linear.describe(),
+            "embedding": plan.policy.embedding.describe(),
+            "head": plan.policy.head.describe(),
+            "activations": plan.options.activations,
+            "smaller_groups": weights.notes,
+        },
+        ops=built.ops,
+        cache=built.cache,
+        attention={"sparse": not spec.is_dense, "head_dim": config.head_dim, **spec.attributes()},
+        flavour=built.flavour,
+    )
+
+
+def _verified(plan: Plan, manifest: Manifest, folder: Path) -> Manifest:
+    from cpm_edge.exporter.verify import verify_in_child
+
+    report = verify_in_child(plan.options, folder)
+    manifest = dataclasses.replace(manifest, verification=report)
+    write_manifest(folder, manifest)
+    return manifest
+
+
+class _timed:  # noqa: N801 - reads as a statement: with _timed(seconds, "trace")
+    def __init__(self, seconds: dict[str, float], name: str) -> None:
+        self._seconds = seconds
+        self._name = name
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._seconds[self._name] = round(time.perf_counter() - self._start, 3)
+
+
+__all__ = ["ConfigError", "ExportResult", "Plan", "export", "model_weights", "prepare"]

@@ -1,0 +1,50 @@
+"""README.md of a bundle, from its manifest."""
+
+from __future__ import annotations
+
+import jinja2
+
+from cpm_edge.runtimes.manifest import Manifest
+
+TEMPLATE = """\
+# {{ m.source.name }} for {{ m.target }}
+
+Made by {{ m.producer }} from the {{ m.source.kind }} checkpoint `{{ m.source.name }}` ({{ m.architecture }}).
+
+| | |
+|---|---|
+| engine | {{ m.engine.name }} {{ m.engine.requires }} (made with {{ m.engine.version }}) |
+| linear layers | {{ m.weights.linear }} |
+| embedding, head | {{ m.weights.embedding }}, {{ m.weights.head }} |
+| attention | {{ attention }} |
+| context | {{ m.context.max_context }} tokens ({{ m.context.rope.choice }} RoPE) |
+| layers, hidden size, vocabulary | {{ m.num_layers }}, {{ m.hidden_size }}, {{ m.vocab_size }} |
+
+## Run
+
+```
+pip install "cpm-edge[{{ m.target }}]"
+cpm-run THIS_FOLDER --prompt "Why is the sky blue?"
+```
+
+```python
+from cpm_edge.runtimes import load
+
+model = load("THIS_FOLDER")
+for piece in model.stream("Why is the sky blue?", max_new_tokens=200):
+    print(piece, end="", flush=True)
+```
+"""
+
+
+def model_card(manifest: Manifest) -> str:
+    """Markdown for the folder's front page."""
+    spec = manifest.attention
+    attention = "dense"
+    if spec["sparse"]:
+        attention = (
+            f"InfLLM-V2 sparse from {spec['dense_len']} tokens on: {spec['topk']} blocks of "
+            f"{spec['block_size']} tokens and a window of {spec['window_size']}"
+        )
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    return environment.from_string(TEMPLATE).render(m=manifest, attention=attention)

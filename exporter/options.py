@@ -1,0 +1,35 @@
+"""What an export was asked to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+TARGETS = ("ort", "aipc")
+WEIGHT_FORMATS = ("fp32", "fp16", "bf16", "int8", "int4")
+HEAD_FORMATS = ("fp32", "fp16", "bf16", "int8")
+ATTENTION = ("auto", "dense", "sparse")
+KV_CACHE = ("fp32", "fp16", "int8")
+ACTIVATIONS = ("fp32", "int8")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The options of ``cpm-export``, by the same names; None is the default described in ``--help``."""
+
+    model: str
+    target: str
+    output: Path
+    weight_format: str = "int4"
+    group_size: int | None = None
+    symmetric: bool = True
+    embedding_format: str | None = None
+    head_format: str | None = None
+    attention: str = "auto"
+    kv_cache: str | None = None
+    activations: str = "fp32"
+    max_context: int | None = None
+    revision: str | None = None
+    verify: bool = True
+    verify_tokens: int = 64
+    overwrite: bool = False

@@ -1,0 +1,216 @@
+"""Weights of a graph for ONNX Runtime: MatMulNBits for integers, FusedMatMul for floats, data in one file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from cpm_edge.exporter.errors import ExportError
+from cpm_edge.exporter.passes.builder import Builder
+from cpm_edge.exporter.passes.grouped_query import MICROSOFT
+from cpm_edge.exporter.passes.linear import Linear, replace_linears
+from cpm_edge.exporter.weights import ModelWeights, Region, WeightFile
+from cpm_edge.quant import NBits, Quantized, Scheme, WeightFormat, matmulnbits
+
+_FLOAT = {
+    WeightFormat.FP32: ir.DataType.FLOAT,
+    WeightFormat.FP16: ir.DataType.FLOAT16,
+    WeightFormat.BF16: ir.DataType.BFLOAT16,
+}
+ZERO_INT8 = 128
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """Initializers of one quantized weight; ``rows`` is the same data as ``codes`` with shape (N, K)."""
+
+    codes: ir.Value
+    rows: ir.Value | None
+    scales: ir.Value
+    row_scales: ir.Value | None
+    zeros: ir.Value | None
+    scheme: Scheme
+    block: int
+
+
+class NBitsWeights:
+    """Writes the weights of a graph to a file and rewrites the nodes that use them.
+
+    Args:
+        graph: traced graph; changed in place.
+        weights: what the graph needs.
+        file: open weight file, beside the model.
+        accuracy_level: of MatMulNBits: 0 computes in fp32, 4 quantizes the activations to int8.
+        progress: called with the number of weight elements done.
+    """
+
+    def __init__(
+        self,
+        graph: ir.Graph,
+        weights: ModelWeights,
+        file: WeightFile,
+        accuracy_level: int,
+        progress: Callable[[int], None],
+    ) -> None:
+        self._graph = graph
+        self._weights = weights
+        self._file = file
+        self._accuracy_level = accuracy_level
+        self._progress = progress
+        self._packed: dict[str, _Packed] = {}
+
+    def run(self) -> None:
+        """Write every tensor, then rewrite linear layers and embedding lookups."""
+        for name in self._weights.names():
+            scheme = self._weights.scheme(name)
+            if scheme.format.is_float:
+                self._write_float(name, scheme)
+            else:
+                self._packed[name] = self._write_integers(name, scheme)
+            self._progress(self._weights.elements(name))
+        self._graph.opset_imports[MICROSOFT] = 1
+        replace_linears(self._graph, self._linear)
+        for node in list(self._graph):
+            if node.op_type == "Gather" and node.inputs[0] is not None and self._is_weight(node.inputs[0]):
+                self._lookup(node)
+        for name in self._packed:
+            self._graph.initializers.pop(name)
+
+    def _is_weight(self, value: ir.Value) -> bool:
+        return value.name in self._weights.shapes
+
+    def _write_float(self, name: str, scheme: Scheme) -> None:
+        region = self._file.add(self._weights.stored(name))
+        value = self._graph.initializers[name]
+        dtype = _FLOAT[scheme.format]
+        value.const_value = self._external(name, region, dtype, list(self._weights.shapes[name]))
+        value.type = ir.TensorType(dtype)
+
+    def _write_integers(self, name: str, scheme: Scheme) -> _Packed:
+        rows, cols = self._weights.shapes[name]
+        block = scheme.group_size or _row_block(cols)
+        scales: list[npt.NDArray[np.float32]] = []
+        row_scales: list[npt.NDArray[np.float32]] = []
+        zeros: list[npt.NDArray[np.uint8]] = []
+
+        def codes() -> Iterator[npt.NDArray[np.uint8]]:
+            for quantized in self._weights.quantized(name):
+                packed = matmulnbits(quantized, block)
+                scales.append(packed.scales)
+                row_scales.append(quantized.scales)
+                if packed.zero_points is not None:
+                    zeros.append(packed.zero_points)
+                yield packed.B
+
+        region = self._file.add(codes())
+        blocks, width = -(-cols // block), block * scheme.bits // 8
+        uint8, float32 = ir.DataType.UINT8, ir.DataType.FLOAT
+        whole = blocks * block == cols and scheme.bits == 8
+        return _Packed(
+            codes=self._initializer(f"{name}.codes", region, uint8, [rows, blocks, width]),
+            rows=self._initializer(f"{name}.rows", region, uint8, [rows, cols]) if whole else None,
+            scales=self._initializer(f"{name}.scales", self._file.add(scales), float32, [rows * blocks]),
+            row_scales=self._initializer(f"{name}.row_scales", self._file.add(row_scales), float32, [rows, 1])
+            if whole and scheme.group_size is None
+            else None,
+            zeros=self._initializer(f"{name}.zeros", self._file.add(zeros), uint8, [rows * -(-blocks // 2)])
+            if zeros
+            else None,
+            scheme=scheme,
+            block=block,
+        )
+
+    def _external(self, name: str, region: Region, dtype: ir.DataType, shape: list[int]) -> ir.ExternalTensor:
+        return ir.ExternalTensor(
+            location=self._file.path.name,
+            offset=region.offset,
+            length=region.length,
+            dtype=dtype,
+            shape=ir.Shape(shape),
+            name=name,
+            base_dir=str(self._file.path.parent),
+        )
+
+    def _initializer(self, name: str, region: Region, dtype: ir.DataType, shape: list[int]) -> ir.Value:
+        tensor = self._external(name, region, dtype, shape)
+        return ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(dtype), const_value=tensor)
+
+    def _register(self, value: ir.Value) -> ir.Value:
+        assert value.name is not None
+        if value.name not in self._graph.initializers:
+            self._graph.register_initializer(value)
+        return value
+
+    def _linear(self, linear: Linear) -> list[ir.Node]:
+        name = linear.weight.name or ""
+        layer = name.removesuffix(".weight")
+        if name not in self._packed:
+            return self._float_linear(linear, layer)
+        packed = self._packed[name]
+        rows, cols = self._weights.shapes[name]
+        inputs = [linear.x, self._register(packed.codes), self._register(packed.scales)]
+        if packed.zeros is not None:
+            inputs.append(self._register(packed.zeros))
+        attributes = {
+            "K": cols,
+            "N": rows,
+            "bits": packed.scheme.bits,
+            "block_size": packed.block,
+            "accuracy_level": self._accuracy_level,
+        }
+        builder = Builder(self._graph)
+        builder.op("MatMulNBits", inputs, attributes, name=layer, domain=MICROSOFT)
+        return builder.nodes
+
+    def _float_linear(self, linear: Linear, layer: str) -> list[ir.Node]:
+        builder = Builder(self._graph)
+        weight = linear.weight
+        if weight.dtype != ir.DataType.FLOAT:
+            weight = builder.op("Cast", [weight], {"to": ir.DataType.FLOAT.value}, name=f"{layer}.float")
+        builder.op("FusedMatMul", [linear.x, weight], {"transB": 1}, name=layer, domain=MICROSOFT)
+        return builder.nodes
+
+    def _lookup(self, node: ir.Node) -> None:
+        """An embedding row: gathered in the stored type, then converted."""
+        weight, ids = node.inputs[0], node.inputs[1]
+        assert weight is not None and weight.name is not None
+        layer = weight.name.removesuffix(".weight")
+        builder = Builder(self._graph)
+        to_float = {"to": ir.DataType.FLOAT.value}
+        packed = self._packed.get(weight.name)
+        if packed is None:
+            if weight.dtype == ir.DataType.FLOAT:
+                return
+            rows = builder.op("Gather", [weight, ids], name=f"{layer}.stored_rows")
+            builder.op("Cast", [rows], to_float, name=f"{layer}.lookup")
+        else:
+            if packed.rows is None or packed.row_scales is None:
+                raise ExportError(
+                    f"tensor {weight.name}: int8 rows need a multiple of 16 columns, got {self._weights.shapes[weight.name][1]}",
+                    hint="--embedding-format fp16",
+                )
+            codes = builder.op("Gather", [self._register(packed.rows), ids], name=f"{layer}.codes")
+            scales = builder.op("Gather", [self._register(packed.row_scales), ids], name=f"{layer}.scales")
+            zero = builder.constant("int8_zero", ZERO_INT8, np.float32)
+            signed = builder.op(
+                "Sub",
+                [builder.op("Cast", [codes], to_float, name=f"{layer}.float"), zero],
+                name=f"{layer}.signed",
+            )
+            builder.op("Mul", [signed, scales], name=f"{layer}.lookup")
+        ir.convenience.replace_nodes_and_values(
+            self._graph, node, [node], builder.nodes, node.outputs, builder.nodes[-1].outputs
+        )
+
+
+def _row_block(cols: int) -> int:
+    """MatMulNBits block for one scale a row: the largest that leaves the codes unpadded."""
+    block = 256
+    while cols % block and block > 16:
+        block //= 2
+    return block

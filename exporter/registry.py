@@ -1,0 +1,59 @@
+"""Which checkpoint architectures there are, and where they live. Imports no torch."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cpm_edge.exporter.configs import LlamaConfig, MiniCPMConfig
+from cpm_edge.exporter.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One entry of ``architectures`` in config.json.
+
+    Attributes:
+        name: short name, as in the manifest.
+        config: reads config.json.
+        module: holds the torch class ``Model``, imported when a graph is traced.
+        releases: the published models it serves.
+    """
+
+    name: str
+    config: type[LlamaConfig]
+    module: str
+    releases: str
+
+    def model_class(self) -> type[Any]:
+        return importlib.import_module(self.module).Model  # type: ignore[no-any-return]
+
+
+_MODELS = "cpm_edge.exporter.models"
+
+ARCHITECTURES = {
+    "LlamaForCausalLM": Architecture(
+        "llama", LlamaConfig, f"{_MODELS}.llama", "MiniCPM5, BitCPM-CANN 1B/3B, *-llama-format, SmolLM2"
+    ),
+    "MiniCPMForCausalLM": Architecture(
+        "minicpm", MiniCPMConfig, f"{_MODELS}.minicpm", "MiniCPM 1B, 2B, 2B-128k, 4, 4.1"
+    ),
+}
+
+
+def find_architecture(config: Mapping[str, Any]) -> Architecture:
+    """The entry for a parsed config.json.
+
+    Raises:
+        ConfigError: none of its architectures is known.
+    """
+    names = config.get("architectures") or []
+    for name in names if isinstance(names, list) else [names]:
+        if name in ARCHITECTURES:
+            return ARCHITECTURES[name]
+    raise ConfigError(
+        f"architectures: expected one of {', '.join(ARCHITECTURES)}, got {names or 'nothing'}",
+        hint="cpm-export --list-models shows what is supported",
+    )

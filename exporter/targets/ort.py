@@ -1,0 +1,123 @@
+"""ONNX Runtime: model.onnx with external data, and genai_config.json for onnxruntime-genai."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from cpm_edge.exporter.errors import ExportError
+from cpm_edge.exporter.passes.context_inputs import past_from_attention_mask
+from cpm_edge.exporter.passes.grouped_query import lower_dense_attention
+from cpm_edge.exporter.passes.nbits import NBitsWeights
+from cpm_edge.exporter.targets.common import BuildJob, Built
+from cpm_edge.exporter.weights import WeightFile
+from cpm_edge.plugins import VERSION
+from cpm_edge.plugins.sparse_attention.body import functions
+
+MODEL = "model.onnx"
+DATA = "model.onnx.data"
+REQUIRES = ">=1.24"
+ACCURACY_LEVEL = {"fp32": 0, "int8": 4}
+
+
+def build(job: BuildJob) -> Built:
+    """Write the model into ``job.folder``.
+
+    Raises:
+        ExportError: an option that ONNX Runtime's CPU kernels do not offer, or a disk error.
+    """
+    if job.kv_cache not in (None, "fp32"):
+        raise ExportError(
+            f"--kv-cache: expected fp32 for target ort, got {job.kv_cache}",
+            hint="ONNX Runtime's CPU attention keeps the cache in the activations' type; use --target aipc",
+        )
+    graph = job.model.graph
+    total, _ = past_from_attention_mask(graph)
+    is_dense = lower_dense_attention(graph, total) > 0
+    _default_logits_from(graph)
+    with WeightFile(job.folder / DATA) as file:
+        NBitsWeights(graph, job.weights, file, ACCURACY_LEVEL[job.activations], job.progress).run()
+    if not is_dense:
+        for function in functions():
+            job.model.functions[function.identifier()] = function
+    ir.save(job.model, job.folder / MODEL)
+    if is_dense:
+        config = genai_config(job)
+        (job.folder / "genai_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    spec = job.config.attention_spec(0)
+    return Built(
+        engine={
+            "name": "onnxruntime",
+            "version": importlib.metadata.version("onnxruntime"),
+            "requires": REQUIRES,
+        },
+        cache={
+            "form": "buffer",
+            "dtype": "float32",
+            "layers": job.config.num_hidden_layers,
+            "kv_heads": job.config.num_key_value_heads,
+            "head_dim": job.config.head_dim,
+            "multiple_of": 1 if is_dense else spec.block_size,
+        },
+        ops=[]
+        if is_dense
+        else [{"name": "cpm.SparseAttention", "version": VERSION, "how": "function body in the model"}],
+    )
+
+
+def _default_logits_from(graph: ir.Graph) -> None:
+    """Give the input ``logits_from`` the default 0, so that only runtimes that know it need to feed it."""
+    value = next(value for value in graph.inputs if value.name == "logits_from")
+    value.const_value = ir.tensor(np.zeros(1, np.int64), name="logits_from")
+    graph.register_initializer(value)
+
+
+def genai_config(job: BuildJob) -> dict[str, Any]:
+    """onnxruntime-genai's description of the model; it takes no key that it does not know."""
+    config, source = job.config, {**job.checkpoint.config, **job.checkpoint.generation_config}
+    eos = source.get("eos_token_id", 2)
+    pad = source.get("pad_token_id")
+    first_eos = eos[0] if isinstance(eos, list) else eos
+    return {
+        "model": {
+            "type": "llama",
+            "vocab_size": config.vocab_size,
+            "context_length": job.max_context,
+            "bos_token_id": source.get("bos_token_id", 1),
+            "eos_token_id": eos,
+            "pad_token_id": first_eos if pad is None or pad < 0 else pad,
+            "decoder": {
+                "filename": MODEL,
+                "head_size": config.head_dim,
+                "hidden_size": config.hidden_size,
+                "num_attention_heads": config.num_attention_heads,
+                "num_key_value_heads": config.num_key_value_heads,
+                "num_hidden_layers": config.num_hidden_layers,
+                "session_options": {"provider_options": []},
+                "inputs": {
+                    "input_ids": "input_ids",
+                    "attention_mask": "attention_mask",
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value",
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
+            },
+        },
+        "search": {
+            "do_sample": bool(source.get("do_sample", False)),
+            "max_length": job.max_context,
+            "past_present_share_buffer": True,
+            "temperature": float(source.get("temperature") or 1.0),
+            "top_k": int(source.get("top_k") or 50),
+            "top_p": float(source.get("top_p") or 1.0),
+            "repetition_penalty": float(source.get("repetition_penalty") or 1.0),
+        },
+    }

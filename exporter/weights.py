@@ -1,0 +1,254 @@
+"""Weights on their way from a checkpoint to a file: read, checked, quantized and dropped in row blocks.
+
+Peak memory is one row block with its temporaries, whatever the size of the model or of a tensor.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from cpm_edge.exporter.checkpoint import Checkpoint
+from cpm_edge.exporter.errors import CheckpointError, ExportError
+from cpm_edge.quant import Policy, Quantized, QuantError, Scheme, TensorClass, WeightFormat, quantize
+from cpm_edge.quant.floats import check_finite, to_bf16_bits, to_fp16
+
+Rows = npt.NDArray[Any]
+
+BLOCK_ELEMENTS = 4 << 20  # 16 MiB of float32
+ALIGNMENT = 4096  # a page, so that engines can map the data
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
+
+@dataclass
+class ModelWeights:
+    """The tensors a graph needs, and how each of them is stored.
+
+    Attributes:
+        checkpoint: where they come from.
+        shapes: expected shape of each tensor, by checkpoint name, as the graph declares it.
+        constants: tensors that the config determines instead of the checkpoint.
+        policy: the scheme of each class.
+        notes: group sizes that had to shrink, by tensor name; filled by ``scheme``.
+    """
+
+    checkpoint: Checkpoint
+    shapes: Mapping[str, tuple[int, ...]]
+    constants: Mapping[str, npt.NDArray[np.float32]]
+    policy: Policy
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Compare names and shapes with the checkpoint, before any work.
+
+        Raises:
+            CheckpointError: a tensor is missing or has another shape.
+        """
+        for name, expected in self.shapes.items():
+            if name in self.constants:
+                continue
+            info = self.checkpoint.tensors.get(name)
+            if info is None:
+                raise CheckpointError(
+                    f"tensor {name}: expected shape {list(expected)}, not in the checkpoint",
+                    hint="config.json and the weights may come from different models",
+                )
+            if tuple(info.shape) != tuple(expected):
+                raise CheckpointError(
+                    f"tensor {name}: expected shape {list(expected)} from config.json, got {list(info.shape)}",
+                    hint="config.json and the weights may come from different models",
+                )
+
+    def names(self) -> list[str]:
+        """The tensors in the order of the checkpoint's files, then the constants."""
+        stored = [name for name in self.checkpoint.tensors if name in self.shapes]
+        return stored + [name for name in self.constants if name in self.shapes]
+
+    def unused(self) -> list[str]:
+        """Checkpoint tensors that the graph does not read."""
+        return [name for name in self.checkpoint.tensors if name not in self.shapes]
+
+    def elements(self, name: str) -> int:
+        return int(np.prod(self.shapes[name]))
+
+    def kind(self, name: str) -> TensorClass:
+        if name == EMBEDDING:
+            return TensorClass.EMBEDDING
+        if name == HEAD:
+            return TensorClass.HEAD
+        return TensorClass.LINEAR if len(self.shapes[name]) == 2 else TensorClass.NORM
+
+    def scheme(self, name: str) -> Scheme:
+        """How the tensor is stored.
+
+        Raises:
+            ExportError: no group size fits its columns.
+        """
+        try:
+            scheme, note = self.policy.scheme_for(self.kind(name), self.shapes[name][-1])
+        except QuantError as error:
+            raise ExportError(f"tensor {name}: {error.message}", hint=error.hint) from error
+        if note:
+            self.notes[name] = note
+        return scheme
+
+    def blocks(self, name: str) -> Iterator[npt.NDArray[np.float32]]:
+        """The tensor as float32 row blocks, each with an even number of rows but the last.
+
+        Raises:
+            CheckpointError: a value is NaN or infinite; names the tensor and the row.
+        """
+        if name in self.constants:
+            yield self.constants[name]
+            return
+        shape = self.shapes[name]
+        step = max(BLOCK_ELEMENTS // (shape[-1] if len(shape) > 1 else 1) & ~1, 2)
+        for start in range(0, shape[0], step):
+            block = self.checkpoint.read(name, start, min(start + step, shape[0]))
+            with _named(name, start):
+                check_finite(block.reshape(len(block), -1))
+            yield block
+
+    def quantized(self, name: str) -> Iterator[Quantized]:
+        """The tensor's row blocks in its integer scheme."""
+        scheme, start = self.scheme(name), 0
+        for block in self.blocks(name):
+            with _named(name, start):
+                yield quantize(block, scheme)
+            start += len(block)
+
+    def stored(self, name: str) -> Iterator[Rows]:
+        """The tensor's row blocks in its float scheme: float32, float16, or bfloat16 as uint16 bits."""
+        convert = _CONVERT[self.scheme(name).format]
+        start = 0
+        for block in self.blocks(name):
+            with _named(name, start):
+                yield convert(block)
+            start += len(block)
+
+    def dequantized(self, name: str) -> npt.NDArray[np.float32]:
+        """The whole tensor as the bundle holds it, float32: what ``--verify`` compares against."""
+        scheme = self.scheme(name)
+        result = np.empty(self.shapes[name], np.float32)
+        start = 0
+        if scheme.format.is_float:
+            for rows in self.stored(name):
+                result[start : start + len(rows)] = _widen(rows)
+                start += len(rows)
+        else:
+            for block in self.quantized(name):
+                result[start : start + len(block.codes)] = block.dequantize()
+                start += len(block.codes)
+        return result
+
+
+def _fp16(block: npt.NDArray[np.float32]) -> Rows:
+    return to_fp16(block.reshape(len(block), -1)).reshape(block.shape)
+
+
+_CONVERT: dict[WeightFormat, Callable[[npt.NDArray[np.float32]], Rows]] = {
+    WeightFormat.FP32: lambda block: block,
+    WeightFormat.FP16: _fp16,
+    WeightFormat.BF16: to_bf16_bits,
+}
+
+
+def _widen(rows: Rows) -> npt.NDArray[np.float32]:
+    if rows.dtype == np.uint16:
+        return (rows.astype(np.uint32) << 16).view(np.float32)
+    return rows.astype(np.float32, copy=False)
+
+
+class _named:  # noqa: N801 - reads as a statement: with _named(name, row)
+    """Puts the tensor's name and the true row into a QuantError."""
+
+    def __init__(self, name: str, start: int) -> None:
+        self._name = name
+        self._start = start
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, QuantError):
+            row = "" if error.row is None else f", block starting at row {self._start}"
+            raise CheckpointError(f"tensor {self._name}{row}: {error.message}", hint=error.hint) from error
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where data lies in a weight file, in bytes."""
+
+    offset: int
+    length: int
+
+
+class WeightFile:
+    """Appends page-aligned tensors to one file.
+
+    Args:
+        path: created, or continued where ``append`` is set.
+    """
+
+    def __init__(self, path: Path, *, append: bool = False) -> None:
+        self.path = path
+        self._append = append
+        self._file: BinaryIO | None = None
+        self._offset = 0
+
+    def __enter__(self) -> WeightFile:
+        self._file = self.path.open("ab" if self._append else "wb")
+        self._offset = self._file.tell()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._file is not None
+        with _disk_errors(self.path):
+            self._file.close()
+
+    def add(self, blocks: Iterable[Rows]) -> Region:
+        """Write the blocks one after another.
+
+        Raises:
+            ExportError: the disk is full or cannot be written.
+        """
+        assert self._file is not None
+        with _disk_errors(self.path):
+            padding = -self._offset % ALIGNMENT
+            self._file.write(b"\0" * padding)
+            start = self._offset = self._offset + padding
+            for block in blocks:
+                self._offset += self._file.write(np.ascontiguousarray(block).data.cast("B"))
+        return Region(start, self._offset - start)
+
+
+class _disk_errors:  # noqa: N801 - reads as a statement: with _disk_errors(path)
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, OSError):
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            what = "the disk is full" if full else str(error)
+            raise ExportError(
+                f"cannot write {self._path.name}: {what}",
+                hint="free some space or choose another -o; nothing was left behind" if full else None,
+            ) from error
