@@ -49,6 +49,11 @@ def open_folder(folder: Path, name: str) -> Checkpoint:
             raise CheckpointError(f"{folder} holds several GGUF files: {names}", hint="pass one of the files")
         return open_gguf(gguf_files[0], name)
 
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"config.json is missing in {folder}",
+            hint="expected a folder as on the Hugging Face hub, or a .gguf file",
+        )
     config = read_json_object(folder / "config.json")
     generation_path = folder / "generation_config.json"
     generation_config = read_json_object(generation_path) if generation_path.is_file() else {}

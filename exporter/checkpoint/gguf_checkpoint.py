@@ -39,7 +39,11 @@ def open_gguf(path: Path, name: str) -> Checkpoint:
             shapes = {hf: tensor.shape for hf, tensor in weights.items()}
             config = build_config(header.metadata, shapes, _rope_factors(file, header))
             store = GgufStore(
-                file, weights, heads=config["num_attention_heads"], kv_heads=config["num_key_value_heads"]
+                file,
+                weights,
+                heads=config["num_attention_heads"],
+                kv_heads=config["num_key_value_heads"],
+                head_dim=config["head_dim"],
             )
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error.message}", hint=error.hint) from error

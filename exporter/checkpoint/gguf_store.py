@@ -26,24 +26,30 @@ class GgufStore:
     """The weights of one GGUF file under Hugging Face names."""
 
     def __init__(
-        self, file: PositionalFile, tensors: Mapping[str, GgufTensor], *, heads: int, kv_heads: int
+        self,
+        file: PositionalFile,
+        tensors: Mapping[str, GgufTensor],
+        *,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
     ) -> None:
         """
         Args:
             tensors: Hugging Face name to the tensor in the file.
-            heads: query heads, for the row order of q_proj.
-            kv_heads: key heads, for the row order of k_proj.
+            heads: query heads, kv_heads: key heads, head_dim: their size; for the order of their rows.
 
         Raises:
-            CheckpointError: a type that cannot be dequantized, or rows that the heads do not divide.
+            CheckpointError: a type that cannot be dequantized, or q/k rows that are not heads * head_dim.
         """
         self._file = file
         self._stored = tensors
-        self._head_dims = {
-            name: _head_dim(tensor, count)
-            for name, tensor in tensors.items()
-            if (count := permuted_heads(name, heads, kv_heads)) is not None
-        }
+        self._head_dim = head_dim
+        self._permuted = set()
+        for name, tensor in tensors.items():
+            if (count := permuted_heads(name, heads, kv_heads)) is not None:
+                _check_heads(tensor, count, head_dim)
+                self._permuted.add(name)
         _check_types(tensors.values())
         self.files = [file.path]
         self.tensors: Mapping[str, TensorInfo] = {
@@ -53,6 +59,8 @@ class GgufStore:
     def read(self, name: str, start: int, stop: int) -> FloatRows:
         """Rows ``[start, stop)`` as float32."""
         tensor = self._stored[name]
+        if start == stop:
+            return np.empty((0, *tensor.shape[1:]), dtype=np.float32)
         rows = dequantize(self._bytes(name, start, stop), tensor.type)
         return np.ascontiguousarray(self._finish(name, rows, start, stop), dtype=np.float32)
 
@@ -79,10 +87,9 @@ class GgufStore:
         size = tensor.row_bytes
         if len(tensor.shape) == 1:
             return self._file.read(tensor.offset, size).reshape(1, size)
-        head_dim = self._head_dims.get(name)
-        if head_dim is None or start == stop:
+        if name not in self._permuted or start == stop:
             return self._file.read(tensor.offset + start * size, (stop - start) * size).reshape(-1, size)
-        order = stored_rows(np.arange(start, stop), head_dim)
+        order = stored_rows(np.arange(start, stop), self._head_dim)
         first, last = int(order.min()), int(order.max()) + 1
         block = self._file.read(tensor.offset + first * size, (last - first) * size).reshape(-1, size)
         return block[order - first]
@@ -91,17 +98,18 @@ class GgufStore:
         shape = self._stored[name].shape
         if len(shape) > 1:
             return rows.reshape(stop - start, *shape[1:])
-        head_dim = self._head_dims.get(name)
         order = np.arange(start, stop)
-        result: RawRows = rows.reshape(-1)[order if head_dim is None else stored_rows(order, head_dim)]
+        result: RawRows = rows.reshape(-1)[
+            stored_rows(order, self._head_dim) if name in self._permuted else order
+        ]
         return result
 
 
-def _head_dim(tensor: GgufTensor, heads: int) -> int:
-    rows = tensor.shape[0]
-    if heads <= 0 or rows % (2 * heads):
-        raise CheckpointError(f"{tensor.name}: {rows} rows cannot be split into {heads} heads of two halves")
-    return rows // heads
+def _check_heads(tensor: GgufTensor, heads: int, head_dim: int) -> None:
+    if tensor.shape[0] != heads * head_dim or head_dim % 2:
+        raise CheckpointError(
+            f"the GGUF tensor {tensor.name}: expected {heads} heads of {head_dim} rows, got {tensor.shape[0]}"
+        )
 
 
 def _check_types(tensors: Iterable[GgufTensor]) -> None:

@@ -26,7 +26,7 @@ def open_checkpoint(ref: str, *, revision: str | None = None) -> Checkpoint:
             failed; the hint says what to do.
     """
     path = Path(ref).expanduser()
-    if path.exists():
+    if ref and path.exists():
         if revision is not None:
             raise CheckpointError(
                 f"--revision {revision}: only a Hugging Face id has revisions, {ref} is local"

@@ -158,7 +158,7 @@ def _normalizer(options: SpmOptions) -> Any:
     if options.charsmap:
         steps.append(normalizers.Precompiled(options.charsmap))
     if options.collapse_spaces:
-        steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if options.legacy:
         if options.add_prefix_space:
             steps.append(normalizers.Prepend(SPACE))
