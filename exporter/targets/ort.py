@@ -42,7 +42,7 @@ def build(job: BuildJob) -> Built:
     with WeightFile(job.folder / DATA) as file:
         NBitsWeights(graph, job.weights, file, ACCURACY_LEVEL[job.activations], job.progress).run()
     if not is_dense:
-        for function in functions():
+        for function in functions(opset=graph.opset_imports[""]):
             job.model.functions[function.identifier()] = function
     ir.save(job.model, job.folder / MODEL)
     if is_dense:

