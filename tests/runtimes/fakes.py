@@ -132,7 +132,25 @@ def byte_level_tokenizer() -> Tokenizer:
 def sentencepiece_tokenizer() -> Tokenizer:
     """Byte fallback, a prepended space, a decoder that strips it: MiniCPM 3 and 4."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    pieces += ["▁", "▁▁", "a", "b", "▁a", "▁b", "ab", "▁ab", "你", "好", ".", "\ufffd", "h", "e", "he", "▁he"]
+    pieces += [
+        "▁",
+        "▁▁",
+        "a",
+        "b",
+        "▁a",
+        "▁b",
+        "ab",
+        "▁ab",
+        "你",
+        "好",
+        ".",
+        "\ufffd",
+        "h",
+        "e",
+        "he",
+        "▁he",
+        "",
+    ]
     vocab = {piece: index for index, piece in enumerate(pieces)}
     merges = [("▁", "a"), ("▁", "b"), ("a", "b"), ("▁a", "b"), ("▁", "▁"), ("h", "e"), ("▁", "he")]
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", byte_fallback=True))

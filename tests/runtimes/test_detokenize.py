@@ -42,6 +42,7 @@ def SP(piece: str) -> int:  # noqa: N802 - reads as a literal in the lists below
 
 @pytest.mark.parametrize("special", [False, True])
 @given(ids=ids_of(SENTENCEPIECE))
+@example(ids=[*[SP("a")] * 28, *[SP("")] * 9, SP("▁b")])
 @example(ids=[SP("<s>"), SP("▁a"), *[SP("<s>")] * 60, SP("▁b"), *[SP("▁")] * 60, SP("▁a")])
 @example(
     ids=[*[SP("a")] * 40, *(SP(f"<0x{b:02X}>") for b in "😀".encode()), SP("<s>"), SP("<0x80>"), SP("a")]

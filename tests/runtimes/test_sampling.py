@@ -62,7 +62,14 @@ def test_top_p_over_a_flat_large_vocabulary_widens_its_ranking() -> None:
     logits[:5000] = 1e-3 * np.arange(5000)[::-1]
     draws = sampler(temperature=1.0, top_p=0.5, seed=0)
     expected = reference_candidates(logits, 1.0, 0, 0.5, 0.0)
-    assert {draws.pick(logits) for _ in range(200)} <= set(expected)
+    drawn = {draws.pick(logits) for _ in range(200)}
+    assert drawn <= set(expected)
+    assert max(drawn) > 1000
+
+
+def test_top_p_that_is_reached_exactly_takes_no_more() -> None:
+    draws = sampler(temperature=1.0, top_p=0.5, seed=0)
+    assert {draws.pick(np.zeros(2, np.float32)) for _ in range(50)} == {0}
 
 
 @given(LOGITS)
