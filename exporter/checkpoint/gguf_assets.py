@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from cpm_edge.exporter.checkpoint.checkpoint import Assets
 from cpm_edge.exporter.checkpoint.folder_assets import COPIED, as_json
-from cpm_edge.exporter.checkpoint.gguf_tokenizer import build_gguf_tokenizer, tokenizer_settings
+from cpm_edge.exporter.checkpoint.gguf_tokenizer import build_gguf_tokenizer, token_types, tokenizer_settings
 from cpm_edge.exporter.checkpoint.spm_tokenizer import PieceType
 from cpm_edge.exporter.errors import CheckpointError
 
@@ -51,12 +51,12 @@ def load_gguf_assets(path: Path, metadata: Mapping[str, Any], generation_config:
 def _check_vocabulary(tokenizer_path: Path, metadata: Mapping[str, Any]) -> None:
     """Compare the normal tokens with those that the metadata lists."""
     tokens = metadata.get("tokenizer.ggml.tokens", [])
-    types = metadata.get("tokenizer.ggml.token_type", [PieceType.NORMAL] * len(tokens))
+    types = token_types(metadata, tokens)
     try:
         tokenizer = Tokenizer.from_str(tokenizer_path.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises nothing more specific
         raise CheckpointError(f"{tokenizer_path}: not a readable tokenizer: {error}", hint=HINT) from error
-    normal = [index for index, kind in enumerate(types[: len(tokens)]) if kind == PieceType.NORMAL]
+    normal = [index for index, kind in enumerate(types) if kind == PieceType.NORMAL]
     equal = sum(tokenizer.id_to_token(index) == tokens[index] for index in normal)
     if equal < MIN_EQUAL_TOKENS * len(normal):
         raise CheckpointError(

@@ -116,16 +116,11 @@ def check_architecture(metadata: Metadata) -> None:
 
 
 def build_generation_config(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Start and stop ids: the metadata's, and control tokens known to end a turn."""
+    """Start and stop ids: the metadata's, and tokens known to end a turn."""
     metadata = Metadata(values)
     stops = [metadata.token_id(key) for key in ("eos", "eot", "eom")]
     tokens = values.get("tokenizer.ggml.tokens", [])
-    types = values.get("tokenizer.ggml.token_type", [])
-    stops += [
-        index
-        for index, (token, kind) in enumerate(zip(tokens, types, strict=False))
-        if kind in (3, 4) and token in END_OF_TURN
-    ]
+    stops += [index for index, token in enumerate(tokens) if token in END_OF_TURN]
     config: dict[str, Any] = {}
     if (bos := metadata.token_id("bos")) is not None:
         config["bos_token_id"] = bos

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from cpm_edge.exporter.checkpoint.spm_tokenizer import (
 )
 from cpm_edge.exporter.errors import CheckpointError
 
+CONTROL_SHAPE = re.compile(r"<\|[^\s<>|]+\|>")
 SPECIAL_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
@@ -33,7 +35,7 @@ def build_gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     """
     model = metadata.get("tokenizer.ggml.model")
     tokens = _strings(metadata, "tokens")
-    types = metadata.get("tokenizer.ggml.token_type", [PieceType.NORMAL] * len(tokens))
+    types = token_types(metadata, tokens)
     if model == "gpt2":
         tokenizer = _byte_level(metadata, tokens, types)
     elif model == "llama":
@@ -47,6 +49,25 @@ def build_gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
         settings.get("eos_token") if settings["add_eos_token"] else None,
     )
     return tokenizer
+
+
+def token_types(metadata: Mapping[str, Any], tokens: Sequence[str]) -> list[int]:
+    """The type of every token; those that only control text are marked so where a converter did not.
+
+    Some files call ``<|im_start|>`` a normal token; it would then be cut into pieces. No byte pair
+    encoding learns a token of that shape.
+
+    Raises:
+        CheckpointError: not one type per token.
+    """
+    types = list(metadata.get("tokenizer.ggml.token_type", [PieceType.NORMAL] * len(tokens)))
+    if len(types) != len(tokens):
+        raise CheckpointError(f"tokenizer.ggml.token_type: expected {len(tokens)} entries, got {len(types)}")
+    named = {metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos", "eot", "eom")}
+    for index, token in enumerate(tokens):
+        if types[index] == PieceType.NORMAL and (index in named or CONTROL_SHAPE.fullmatch(token)):
+            types[index] = PieceType.CONTROL
+    return types
 
 
 def tokenizer_settings(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,8 +121,8 @@ def _merges(metadata: Mapping[str, Any], ids: Mapping[str, int]) -> list[tuple[s
 
 def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: Sequence[int]) -> Tokenizer:
     scores = metadata.get("tokenizer.ggml.scores")
-    if not isinstance(scores, list) or len(scores) != len(tokens) or len(types) != len(tokens):
-        raise CheckpointError("tokenizer.ggml.scores and token_type: expected one entry per token")
+    if not isinstance(scores, list) or len(scores) != len(tokens):
+        raise CheckpointError(f"tokenizer.ggml.scores: expected {len(tokens)} entries, one per token")
     unknown = metadata.get("tokenizer.ggml.unknown_token_id", 0)
     options = SpmOptions(
         unk_token=tokens[unknown] if 0 <= unknown < len(tokens) else "<unk>",

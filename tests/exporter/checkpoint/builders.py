@@ -119,7 +119,8 @@ def _metadata(architecture: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         "attention.layer_norm_rms_epsilon": 1e-5,
         "rope.dimension_count": HEAD_DIM,
     }
-    values = {f"{architecture}.{key}": value for key, value in model.items()} | changes
+    values: dict[str, Any] = {f"{architecture}.{key}": value for key, value in model.items()}
+    values.update(changes)
     return {key: value for key, value in values.items() if value is not None}
 
 

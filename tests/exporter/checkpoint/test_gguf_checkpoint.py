@@ -150,7 +150,7 @@ class TestConfig:
         assert (config["scale_emb"], config["scale_depth"], config["dim_model_base"]) == (12, 1.4, 256)
 
     def test_longrope_comes_from_its_tensors(self, tmp_path: Path) -> None:
-        long, short = np.float32([1.1, 2.2, 3.3, 4.4]), np.float32([1, 1, 1.5, 2])
+        long, short = np.array([1.1, 2.2, 3.3, 4.4], np.float32), np.array([1, 1, 1.5, 2], np.float32)
         extra = {"rope_factors_long.weight": long, "rope_factors_short.weight": short}
         expected = {
             "rope_type": "longrope",
@@ -167,7 +167,9 @@ class TestConfig:
         assert config["rope_scaling"] == expected | {"original_max_position_embeddings": 64}
 
     def test_llama_3_factors_become_equal_lists(self, tmp_path: Path) -> None:
-        scaling = self.config(tmp_path, extra={"rope_freqs.weight": np.float32([1, 1, 4, 8])})["rope_scaling"]
+        scaling = self.config(tmp_path, extra={"rope_freqs.weight": np.array([1, 1, 4, 8], np.float32)})[
+            "rope_scaling"
+        ]
         assert scaling["long_factor"] == scaling["short_factor"] == [1.0, 1.0, 4.0, 8.0]
         assert scaling["original_max_position_embeddings"] == 128
         assert (

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ LLAMA_3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-ORIGINALS = {
+ORIGINALS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
     "gpt-2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
     "smollm": lambda: pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -146,6 +147,20 @@ def test_incomplete_metadata_is_named(key: str, value: Any, message: str) -> Non
     metadata[f"tokenizer.ggml.{key}"] = value
     with pytest.raises(CheckpointError, match=message):
         build_gguf_tokenizer({name: item for name, item in metadata.items() if item is not None})
+
+
+def test_control_tokens_called_normal_are_still_matched_whole() -> None:
+    original, metadata = train_bytes("gpt-2")
+    metadata["tokenizer.ggml.token_type"] = [1] * len(metadata["tokenizer.ggml.tokens"])
+    text = "<|im_start|>user<|im_end|>"
+    assert build_gguf_tokenizer(metadata).encode(text).ids == original.encode(text).ids
+
+
+def test_a_type_list_of_another_length_is_refused() -> None:
+    _, metadata = train_bytes("gpt-2")
+    metadata["tokenizer.ggml.token_type"] = [1]
+    with pytest.raises(CheckpointError, match=r"token_type: expected \d+ entries, got 1"):
+        build_gguf_tokenizer(metadata)
 
 
 def test_duplicate_tokens_are_refused() -> None:

@@ -106,8 +106,7 @@ def test_only_the_files_needed_are_fetched_and_the_cache_serves_offline(hub: Fak
 
 
 def test_shards_other_names_and_revisions(hub: FakeHub, client: Client) -> None:
-    refs = ["org/sharded", "org/gptq", ("org/plain", COMMIT)]
-    for opened in client.open(*refs):
+    for opened in client.open("org/sharded", "org/gptq", ("org/plain", COMMIT)):
         assert opened["tensors"] == {"w": WEIGHT.tolist()}
     assert "model-00001-of-00001.safetensors" in hub.fetched()
     assert not any(name.endswith(".py") for name in hub.fetched())

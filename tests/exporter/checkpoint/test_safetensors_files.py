@@ -17,7 +17,7 @@ from cpm_edge.exporter.checkpoint.safetensors_files import open_safetensors, rea
 from cpm_edge.exporter.errors import CheckpointError
 from tests.exporter.checkpoint.builders import CONFIG, safetensors_bytes, write_json
 
-WEIGHTS = {
+WEIGHTS: dict[str, Any] = {
     "a": np.arange(24, dtype=np.float32).reshape(6, 4),
     "b": np.arange(6, dtype=np.float16),
     "c": np.arange(30, dtype=np.int32).reshape(5, 2, 3),

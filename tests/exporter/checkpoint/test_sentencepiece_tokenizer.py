@@ -22,7 +22,9 @@ LLAMA = {"normalization_rule_name": "identity", "remove_extra_whitespaces": Fals
 def train(path: Path, **options: Any) -> sentencepiece.SentencePieceProcessor:
     """A small model trained as Llama's was, unless ``options`` say otherwise."""
     model = io.BytesIO()
-    settings = {"model_type": "bpe", "vocab_size": 420, "byte_fallback": True} | LLAMA | options
+    settings: dict[str, Any] = (
+        {"model_type": "bpe", "vocab_size": 420, "byte_fallback": True} | LLAMA | options
+    )
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(CORPUS), model_writer=model, minloglevel=2, **settings
     )
