@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cpm_edge.runtimes.model import Model
     from cpm_edge.runtimes.session import Engine
 
-__all__ = ["load"]
+__all__ = ["load", "open_engine"]
 
 # Each module has open_engine(bundle, *, device, threads, max_context) -> Engine.
 _ENGINES = {"ort": "cpm_edge.runtimes.ort", "aipc": "cpm_edge.runtimes.openvino"}
@@ -56,7 +56,7 @@ def load(
     bundle = open_bundle(path, check=check)
     _check_flavour(bundle, flavour)
     _check_context(bundle, max_context)
-    engine = _open_engine(bundle, device, threads, max_context)
+    engine = open_engine(bundle, device, threads, max_context)
     try:
         model = Model.from_bundle(bundle, engine, max_context=max_context)
     except BaseException:
@@ -66,7 +66,15 @@ def load(
     return model
 
 
-def _open_engine(bundle: Bundle, device: str, threads: int | None, max_context: int | None) -> Engine:
+def open_engine(
+    bundle: Bundle, device: str = "CPU", threads: int | None = None, max_context: int | None = None
+) -> Engine:
+    """The bundle's engine alone, without tokenizer; ``load`` is what applications call.
+
+    Raises:
+        BundleError: no engine here runs the bundle's target.
+        BackendError: the engine is not installed, too old, or cannot use the device.
+    """
     module = _ENGINES.get(bundle.manifest.target)
     if module is None:
         raise BundleError(

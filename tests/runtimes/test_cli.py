@@ -28,7 +28,7 @@ class Setup:
         self.engines: list[FakeEngine] = []
         self.max_context = 64
         make_bundle(folder)
-        monkeypatch.setattr(runtimes, "_open_engine", self._open)
+        monkeypatch.setattr(runtimes, "open_engine", self._open)
 
     def _open(self, bundle: Any, device: str, threads: int | None, max_context: int | None) -> FakeEngine:
         ids = list(BACKEND.encode(self.answer).ids)
@@ -173,7 +173,7 @@ def test_defects_keep_their_traceback(setup: Setup, monkeypatch: pytest.MonkeyPa
     def broken(*_: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(runtimes, "_open_engine", broken)
+    monkeypatch.setattr(runtimes, "open_engine", broken)
     assert isinstance(setup.run("-p", "x").exception, ZeroDivisionError)
 
 
