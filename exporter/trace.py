@@ -130,7 +130,7 @@ _DYNAMIC = {
 
 def _export(module: nn.Module, samples: dict[str, Tensor], name: str) -> ir.Function:
     """Export one part as a function whose trailing inputs are its weights."""
-    dynamic = {key: {axis: torch.export.Dim.DYNAMIC for axis in _DYNAMIC[key]} for key in samples}
+    dynamic = {key: dict.fromkeys(_DYNAMIC[key], torch.export.Dim.DYNAMIC) for key in samples}
     with _quiet_exporter():
         exported = torch.export.export(module, (), samples, dynamic_shapes=dynamic, strict=False)
         program = torch.onnx.export(exported, dynamo=True, opset_version=OPSET, optimize=False, verbose=False)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from cpm_edge.exporter.checkpoint import Checkpoint
 from cpm_edge.exporter.errors import CheckpointError, ExportError
-from cpm_edge.quant import Policy, Quantized, QuantError, Scheme, TensorClass, WeightFormat, quantize
+from cpm_edge.quant import Policy, QuantError, Quantized, Scheme, TensorClass, WeightFormat, quantize
 from cpm_edge.quant.floats import check_finite, to_bf16_bits, to_fp16
 
 Rows = npt.NDArray[Any]

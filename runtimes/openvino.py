@@ -20,7 +20,9 @@ DEVICES = ("CPU", "GPU")
 SPARSE_COPIES = 6
 
 
-def open_engine(bundle: Bundle, *, device: str, threads: int | None, max_context: int | None) -> OpenVinoEngine:
+def open_engine(
+    bundle: Bundle, *, device: str, threads: int | None, max_context: int | None
+) -> OpenVinoEngine:
     """Compile the bundle's model.
 
     Raises:
@@ -35,7 +37,9 @@ def open_engine(bundle: Bundle, *, device: str, threads: int | None, max_context
     device = device.upper()
     if device not in DEVICES:
         hint = "open the bundle with openvino_genai.LLMPipeline for the NPU" if device == "NPU" else None
-        raise BackendError(f"device: expected {' or '.join(DEVICES)} for an aipc bundle, got {device}", hint=hint)
+        raise BackendError(
+            f"device: expected {' or '.join(DEVICES)} for an aipc bundle, got {device}", hint=hint
+        )
     core = openvino.Core()
     present = {name.split(".")[0] for name in core.available_devices}
     if device not in present:
@@ -74,7 +78,12 @@ class OpenVinoEngine(Engine):
     """A compiled model; each session has an infer request with its own state."""
 
     def __init__(
-        self, compiled: ov.CompiledModel, bundle: Bundle, device: str, threads: int | None, max_context: int | None
+        self,
+        compiled: ov.CompiledModel,
+        bundle: Bundle,
+        device: str,
+        threads: int | None,
+        max_context: int | None,
     ) -> None:
         self.compiled = compiled
         self.manifest = bundle.manifest

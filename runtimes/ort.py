@@ -51,7 +51,7 @@ def open_engine(
         options.intra_op_num_threads = threads
     try:
         model = onnxruntime.InferenceSession(str(bundle.file(MODEL)), options, providers=[provider])
-    except Exception as error:  # noqa: BLE001 - onnxruntime raises many types, none of them public
+    except Exception as error:
         raise BackendError(f"onnxruntime cannot load {Path(MODEL).name}: {error}") from error
     if provider not in model.get_providers():
         raise BackendError(
@@ -113,6 +113,11 @@ class OnnxRuntimeSession(Session):
     def cache_bytes(self) -> int:
         return sum(math.prod(b.shape()) * 4 for b in self._buffers.values())
 
+    def layer_keys(self, layer: int) -> FloatArray:
+        """Cached keys of one layer, float32 (kv heads, position, head_dim)."""
+        rows: FloatArray = self._buffers[f"{layer}.key"].numpy()[0, :, : self.position]
+        return rows
+
     def _rounded(self, rows: int) -> int:
         multiple = int(self._layout["multiple_of"])
         return -(-rows // multiple) * multiple
@@ -151,7 +156,7 @@ class OnnxRuntimeSession(Session):
             binding.bind_ortvalue_output(f"present.{name}", buffer)
         try:
             model.run_with_iobinding(binding)
-        except Exception as error:  # noqa: BLE001 - onnxruntime raises many types, none of them public
+        except Exception as error:
             raise BackendError(f"onnxruntime failed at position {self.position}: {error}") from error
         rows: FloatArray = binding.get_outputs()[0].numpy()[0]
         return rows

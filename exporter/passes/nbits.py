@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,7 @@ from cpm_edge.exporter.passes.builder import Builder
 from cpm_edge.exporter.passes.grouped_query import MICROSOFT
 from cpm_edge.exporter.passes.linear import Linear, replace_linears
 from cpm_edge.exporter.weights import ModelWeights, Region, WeightFile
-from cpm_edge.quant import NBits, Quantized, Scheme, WeightFormat, matmulnbits
+from cpm_edge.quant import Scheme, WeightFormat, matmulnbits
 
 _FLOAT = {
     WeightFormat.FP32: ir.DataType.FLOAT,

@@ -37,9 +37,7 @@ def _initial_values(model: Any) -> None:
     import openvino.opset15 as ops
 
     input_ids = next(p for p in model.get_parameters() if "input_ids" in p.output(0).get_names())
-    batch = ops.gather(
-        ops.shape_of(input_ids), ops.constant(np.array([0])), ops.constant(np.array(0))
-    )
+    batch = ops.gather(ops.shape_of(input_ids), ops.constant(np.array([0])), ops.constant(np.array(0)))
     for node in [n for n in model.get_ops() if n.get_type_name() == "ReadValue"]:
         shape = node.get_output_partial_shape(0)
         heads, size = int(shape[1].get_length()), int(shape[3].get_length())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from cpm_edge.exporter.checkpoint import Checkpoint
-from cpm_edge.runtimes.errors import missing_dependency
 
 
 def write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:

@@ -1,0 +1,161 @@
+"""``cpm-export``: from a checkpoint to a bundle."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from cpm_edge.exporter.options import (
+    ACTIVATIONS,
+    ATTENTION,
+    HEAD_FORMATS,
+    KV_CACHE,
+    TARGETS,
+    WEIGHT_FORMATS,
+    ExportOptions,
+)
+from cpm_edge.runtimes.console import report_errors
+
+EXAMPLES = """
+\b
+Examples:
+  cpm-export --model openbmb/MiniCPM4-0.5B --target aipc --weight-format int4 -o minicpm4-int4
+  cpm-export --model ./MiniCPM4.1-8B --target ort --attention sparse -o minicpm41
+  cpm-export --model SmolLM2-135M-Instruct.Q4_1.gguf --target aipc --group-size 64 -o smollm2
+  cpm-export --list-models
+"""
+
+
+def _list_models(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if not value or context.resilient_parsing:
+        return
+    from cpm_edge.exporter.registry import ARCHITECTURES
+
+    table = Table("architecture in config.json", "family", "models")
+    for name, entry in ARCHITECTURES.items():
+        table.add_row(name, entry.name, entry.releases)
+    Console().print(table)
+    context.exit()
+
+
+@click.command(epilog=EXAMPLES, context_settings={"max_content_width": 100, "show_default": True})
+@click.option("-m", "--model", required=True, metavar="DIR|HF_ID|FILE.gguf", help="The checkpoint.")
+@click.option("-t", "--target", required=True, type=click.Choice(TARGETS), help="What the bundle runs on.")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to make; must not exist."
+)
+@click.option("--weight-format", default="int4", type=click.Choice(WEIGHT_FORMATS), help="Of linear layers.")
+@click.option(
+    "--group-size",
+    type=click.Choice(["32", "64", "128"]),
+    show_default=False,
+    help="Columns that share an int4 scale; 128 unless a tensor needs less.",
+)
+@click.option("--sym/--asym", "symmetric", default=True, help="int4 without or with zero points.")
+@click.option(
+    "--embedding-format",
+    type=click.Choice(HEAD_FORMATS),
+    show_default=False,
+    help="Of the token embedding; int8 with int4 layers, else the weight format.",
+)
+@click.option(
+    "--head-format",
+    type=click.Choice(HEAD_FORMATS),
+    show_default=False,
+    help="Of the output head; like --embedding-format, and equal to it when they are tied.",
+)
+@click.option(
+    "--attention",
+    default="auto",
+    type=click.Choice(ATTENTION),
+    help="auto: sparse when config.json has sparse_config; sparse: with the published settings.",
+)
+@click.option(
+    "--kv-cache",
+    type=click.Choice(KV_CACHE),
+    show_default=False,
+    help="Type of the KV cache. aipc: fp16, or fp32 with fp32 weights; ort: fp32.",
+)
+@click.option(
+    "--activations",
+    default="fp32",
+    type=click.Choice(ACTIVATIONS),
+    help="int8 quantizes the inputs of integer layers at run time: faster on CPUs, less exact.",
+)
+@click.option(
+    "--max-context", type=click.IntRange(min=1), show_default=False, help="Tokens; the checkpoint's limit."
+)
+@click.option("--revision", help="Branch, tag or commit of a Hugging Face repository.")
+@click.option("--verify/--no-verify", default=True, help="Compare the bundle with the model afterwards.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, no progress.")
+@click.option(
+    "--list-models", is_flag=True, is_eager=True, expose_value=False, callback=_list_models,
+    help="Show the supported architectures and exit.",
+)  # fmt: skip
+@click.version_option(package_name="cpm-edge")
+@report_errors
+def main(as_json: bool, group_size: str | None, **arguments: Any) -> None:
+    """Export a MiniCPM (or Llama) checkpoint to a bundle that cpm-run runs."""
+    # Imported here, so that --help is instant.
+    from cpm_edge.exporter.export import export
+    from cpm_edge.exporter.progress import Progress
+
+    options = ExportOptions(group_size=int(group_size) if group_size else None, **arguments)
+    progress = Progress(enabled=False if as_json else None)
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", UserWarning)
+        result = export(options, progress)
+    messages = [str(n.message) for n in notes if issubclass(n.category, UserWarning)]
+    if as_json:
+        report = {
+            "output": str(result.folder),
+            "seconds": result.seconds,
+            "bytes": sum(entry.bytes for entry in result.manifest.files.values()),
+            "weights": result.manifest.weights,
+            "verification": result.manifest.verification,
+            "warnings": messages,
+        }
+        click.echo(json.dumps(report, indent=2))
+        return
+    for message in messages:
+        click.echo(f"warning: {message}", err=True)
+    _print_summary(result)
+
+
+def _print_summary(result: Any) -> None:
+    manifest = result.manifest
+    size = sum(entry.bytes for entry in manifest.files.values()) / 1e6
+    table = Table(show_header=False, box=None)
+    table.add_row("bundle", f"{result.folder} ({size:.1f} MB)")
+    table.add_row("linear layers", manifest.weights["linear"])
+    fallen = manifest.weights["smaller_groups"]
+    if fallen:
+        notes = sorted(set(fallen.values()))
+        table.add_row("", f"{len(fallen)} tensors with a smaller group: {'; '.join(notes)}")
+    table.add_row("embedding, head", f"{manifest.weights['embedding']}, {manifest.weights['head']}")
+    table.add_row("context", f"{manifest.context.max_context} tokens, {manifest.context.rope['choice']} RoPE")
+    table.add_row("seconds", ", ".join(f"{name} {value:.1f}" for name, value in result.seconds.items()))
+    report = manifest.verification
+    if report:
+        source = report["against_checkpoint"]
+        table.add_row(
+            "verified",
+            f"cosine {report['cosine']:.6f}, max abs {report['max_abs']:.2e} (logit std "
+            f"{report['logit_std']:.2f}), top-1 {report['top1']:.1%} on {report['tokens']} tokens",
+        )
+        table.add_row(
+            "against the checkpoint",
+            f"KL {source['kl']:.4f}, cosine {source['cosine']:.4f}, top-1 {source['top1']:.1%}",
+        )
+    Console(stderr=True).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Does a bundle compute what the model computes? Run in a child process: its memory is its own.
+
+The same tokens go through the traced modules, a layer in memory at a time, and through the bundle's runtime,
+as a prefill and as decode steps. The modules run on the weights as the bundle stores them, so a difference is
+an error of the graph or the engine; against the checkpoint's own weights it is what quantization costs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cpm_edge.exporter.errors import ExportError
+from cpm_edge.exporter.options import ExportOptions
+
+FloatArray = npt.NDArray[np.float32]
+
+DECODE_STEPS = 8
+TEXT = (
+    "A lighthouse keeper wrote down the weather every morning for forty years. Most lines are short: wind from "
+    "the west, rain before noon, clear at night. Read one after another they become a history of the coast. "
+    "小镇的人们每天清晨都会听到钟声，孩子们沿着河边走去上学。def area(width, height): return width * height"
+)
+
+# Smallest row cosine and largest relative error of a layer's keys that still count as the same computation.
+_LIMITS = {"float32": (0.9999, 1e-3), "float16": (0.999, 3e-2), "int8": (0.97, 0.5)}
+
+
+def verify_in_child(options: ExportOptions, folder: Path) -> dict[str, Any]:
+    """Compare the bundle in ``folder`` with its checkpoint.
+
+    Returns:
+        The manifest's ``verification`` entry.
+
+    Raises:
+        ExportError: the bundle diverges, or the comparison could not run.
+    """
+    job = {**dataclasses.asdict(options), "output": str(options.output), "folder": str(folder.resolve())}
+    command = [sys.executable, "-m", "cpm_edge.exporter.verify"]
+    child = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=False)
+    if child.returncode:
+        reason = child.stderr.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
+        raise ExportError(
+            f"the verification could not run: {reason[0]}", hint="--no-verify exports without it"
+        )
+    report: dict[str, Any] = json.loads(child.stdout)
+    if not report["passed"]:
+        layer = report["first_diverging_layer"]
+        where = "the head" if layer is None else f"layer {layer}"
+        raise ExportError(
+            f"the bundle does not compute what the model does: cosine {report['cosine']:.6f}, expected at least "
+            f"{report['expected_cosine']}; it first diverges in {where}",
+            hint="please report this with the model's config.json",
+        )
+    return report
+
+
+def verify(options: ExportOptions, folder: Path) -> dict[str, Any]:
+    """The comparison itself; see ``verify_in_child``."""
+    from cpm_edge.exporter.checkpoint import open_checkpoint
+    from cpm_edge.exporter.eager import run_streamed
+    from cpm_edge.exporter.export import prepare
+    from cpm_edge.exporter.weights import ModelWeights
+    from cpm_edge.runtimes.bundle import open_bundle
+
+    with open_checkpoint(options.model, revision=options.revision) as checkpoint:
+        plan = prepare(options, checkpoint)
+        rope = plan.config.rope.table(plan.max_context)
+        shapes = {name: tuple(info.shape) for name, info in checkpoint.tensors.items()}
+        constants = {"rotary.inv_freq": rope.inv_freq}
+        shapes.update({name: array.shape for name, array in constants.items()})
+        weights = ModelWeights(checkpoint, shapes, constants, plan.policy)
+        tokens = _tokens(folder, plan.config.vocab_size, min(options.verify_tokens, plan.max_context))
+
+        def read_source(name: str) -> FloatArray:
+            return constants[name] if name in constants else checkpoint.read(name)
+
+        model = (plan.architecture.model_class(), plan.config, rope)
+        stored = run_streamed(*model, weights.dequantized, tokens)
+        source = run_streamed(*model, read_source, tokens)
+    bundle = open_bundle(folder)
+    logits, keys = _run_bundle(bundle, tokens)
+    precision = str(bundle.manifest.cache["dtype"])
+    if options.activations == "int8" or precision == "uint8":
+        precision = "int8"
+    least_cosine, key_error = _LIMITS[precision]
+    report = compare(stored.logits, logits)
+    layer_errors = [relative_error(a, b) for a, b in zip(stored.keys, keys, strict=True)]
+    diverging = next((i for i, e in enumerate(layer_errors) if not e <= key_error), None)
+    return {
+        "passed": report["cosine"] >= least_cosine,
+        "tokens": len(tokens),
+        "decoded": DECODE_STEPS,
+        **report,
+        "expected_cosine": least_cosine,
+        "first_diverging_layer": diverging,
+        "largest_key_error": max(layer_errors),
+        "against_checkpoint": compare(source.logits, logits),
+    }
+
+
+def compare(expected: FloatArray, got: FloatArray) -> dict[str, float]:
+    """How close two sets of logits (T, vocab) are: smallest row cosine, max abs, KL, top-1 agreement."""
+    a, b = expected.astype(np.float64), got.astype(np.float64)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    log_p, log_q = _log_softmax(a), _log_softmax(b)
+    return {
+        "cosine": float(((a * b).sum(1) / norms).min()),
+        "max_abs": float(np.abs(a - b).max()),
+        "logit_std": float(a.std()),
+        "kl": float((np.exp(log_p) * (log_p - log_q)).sum(1).mean()),
+        "top1": float((a.argmax(1) == b.argmax(1)).mean()),
+    }
+
+
+def relative_error(expected: FloatArray, got: FloatArray) -> float:
+    """L2 norm of the difference over the norm of what is expected."""
+    return float(np.linalg.norm(expected - got) / np.linalg.norm(expected))
+
+
+def _log_softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    shifted = logits - logits.max(1, keepdims=True)
+    result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return result
+
+
+def _tokens(folder: Path, vocab_size: int, count: int) -> list[int]:
+    import tokenizers
+
+    ids = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode(TEXT).ids
+    ids = [token for token in ids if token < vocab_size] or [0]
+    return (ids * (count // len(ids) + 1))[:count]
+
+
+def _run_bundle(bundle: Any, tokens: list[int]) -> tuple[FloatArray, list[FloatArray]]:
+    from cpm_edge.runtimes import open_engine
+
+    engine = open_engine(bundle, device="CPU")
+    with engine.session() as session:
+        split = max(len(tokens) - DECODE_STEPS, 1)
+        rows = [session.forward(tokens[:split], logits="all").copy()]
+        rows += [session.forward([token])[None] for token in tokens[split:]]
+        keys = [session.layer_keys(layer).copy() for layer in range(bundle.manifest.num_layers)]
+    engine.close()
+    return np.concatenate(rows), keys
+
+
+def _main() -> None:
+    job = json.load(sys.stdin)
+    folder = Path(job.pop("folder"))
+    report = verify(ExportOptions(**{**job, "output": Path(job["output"])}), folder)
+    json.dump(report, sys.stdout)
+
+
+if __name__ == "__main__":
+    _main()
