@@ -55,7 +55,7 @@ def _list_models(context: click.Context, _: click.Parameter, value: bool) -> Non
     "--group-size",
     type=click.Choice(["32", "64", "128"]),
     show_default=False,
-    help="Columns that share an int4 scale; 128 unless a tensor needs less.",
+    help="Columns that share an int4 scale: 32 (default) is the most exact, 128 the smallest.",
 )
 @click.option("--sym/--asym", "symmetric", default=True, help="int4 without or with zero points.")
 @click.option(

@@ -62,6 +62,7 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
         plan = prepare(options, checkpoint)
         assets = checkpoint.assets()
         with AtomicFolder(options.output, options.overwrite) as folder:
+            _copy_assets(assets, checkpoint, folder)
             with progress.stage("Tracing the model"), _timed(seconds, "trace"):
                 job = _trace(plan, folder, progress)
             with (
@@ -69,8 +70,7 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
                 _timed(seconds, "lower"),
             ):
                 built = _target(options.target).build(job)
-            with progress.stage("Writing tokenizer, model card and manifest"), _timed(seconds, "describe"):
-                _copy_assets(assets, checkpoint, folder)
+            with progress.stage("Writing model card and manifest"), _timed(seconds, "describe"):
                 manifest = _manifest(plan, job.weights, built)
                 (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
                 manifest = dataclasses.replace(manifest, files=hash_files(folder))

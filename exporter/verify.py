@@ -24,8 +24,9 @@ FloatArray = npt.NDArray[np.float32]
 
 DECODE_STEPS = 8
 TEXT = (
-    "A lighthouse keeper wrote down the weather every morning for forty years. Most lines are short: wind from "
-    "the west, rain before noon, clear at night. Read one after another they become a history of the coast. "
+    "A lighthouse keeper wrote down the weather every morning for forty years. Most lines are short: "
+    "wind from the west, rain before noon, clear at night. Read one after another they become a history "
+    "of the coast. "
     "小镇的人们每天清晨都会听到钟声，孩子们沿着河边走去上学。def area(width, height): return width * height"
 )
 
@@ -55,8 +56,8 @@ def verify_in_child(options: ExportOptions, folder: Path) -> dict[str, Any]:
         layer = report["first_diverging_layer"]
         where = "the head" if layer is None else f"layer {layer}"
         raise ExportError(
-            f"the bundle does not compute what the model does: cosine {report['cosine']:.6f}, expected at least "
-            f"{report['expected_cosine']}; it first diverges in {where}",
+            f"the bundle does not compute what the model does: cosine {report['cosine']:.6f}, "
+            f"expected at least {report['expected_cosine']}; it first diverges in {where}",
             hint="please report this with the model's config.json",
         )
     return report

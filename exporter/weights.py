@@ -64,7 +64,8 @@ class ModelWeights:
                 )
             if tuple(info.shape) != tuple(expected):
                 raise CheckpointError(
-                    f"tensor {name}: expected shape {list(expected)} from config.json, got {list(info.shape)}",
+                    f"tensor {name}: expected shape {list(expected)} as config.json says, "
+                    f"got {list(info.shape)}",
                     hint="config.json and the weights may come from different models",
                 )
 

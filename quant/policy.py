@@ -8,7 +8,7 @@ from enum import Enum
 from cpm_edge.quant.errors import QuantError
 from cpm_edge.quant.formats import Scheme, WeightFormat, fit_group
 
-DEFAULT_GROUP_SIZE = 128
+DEFAULT_GROUP_SIZE = 32
 
 
 class TensorClass(str, Enum):

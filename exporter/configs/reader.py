@@ -15,7 +15,30 @@ _NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or 
 
 # Keys that say how a model was trained, saved or generated with, not what it computes.
 IGNORED = frozenset(
-    ["architectures", "auto_map", "_name_or_path", "model_type", "torch_dtype", "dtype", "transformers_version", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "attention_dropout", "mup_denominator", "max_length", "_attn_implementation", "attn_implementation", "output_attentions", "output_hidden_states", "return_dict", "is_llama_config", "pretraining_tp"]
+    {
+        "architectures",
+        "auto_map",
+        "_name_or_path",
+        "model_type",
+        "torch_dtype",
+        "dtype",
+        "transformers_version",
+        "use_cache",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "initializer_range",
+        "attention_dropout",
+        "mup_denominator",
+        "max_length",
+        "_attn_implementation",
+        "attn_implementation",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "is_llama_config",
+        "pretraining_tp",
+    }
 )
 
 

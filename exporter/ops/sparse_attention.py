@@ -115,10 +115,7 @@ def _block_scores(query: Tensor, keys: Tensor, position: Tensor, spec: SparseAtt
 
 def _pool(keys: Tensor, position: Tensor, kernel: int, stride: int) -> tuple[Tensor, Tensor]:
     """Means of complete windows (B, H, W, D), and which are visible: bool (B, 1, 1, T, W)."""
-    if keys.shape[2] < kernel:
-        pooled = keys[:, :, :0]
-    else:
-        pooled = keys.unfold(2, kernel, stride).mean(-1)
+    pooled = keys.unfold(2, kernel, stride).mean(-1) if keys.shape[2] >= kernel else keys[:, :, :0]
     end = torch.arange(pooled.shape[2]) * stride + kernel
     return pooled, (end <= position[..., None] + 1)[:, None, None]
 

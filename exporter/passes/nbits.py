@@ -189,8 +189,9 @@ class NBitsWeights:
             builder.op("Cast", [rows], to_float, name=f"{layer}.lookup")
         else:
             if packed.rows is None or packed.row_scales is None:
+                columns = self._weights.shapes[weight.name][1]
                 raise ExportError(
-                    f"tensor {weight.name}: int8 rows need a multiple of 16 columns, got {self._weights.shapes[weight.name][1]}",
+                    f"tensor {weight.name}: int8 rows need a multiple of 16 columns, got {columns}",
                     hint="--embedding-format fp16",
                 )
             codes = builder.op("Gather", [self._register(packed.rows), ids], name=f"{layer}.codes")

@@ -52,7 +52,7 @@ def build(job: BuildJob) -> Built:
     ov.serialize(model, str(job.folder / MODEL), str(job.folder / DATA))
     del model
     attach_constants(job.folder / MODEL, job.folder / DATA, weights, job.progress)
-    write_tokenizer(job.checkpoint, job.folder)
+    write_tokenizer(job.folder)
     how = "SDPA" if spec.is_dense else "inlined function body"
     return Built(
         engine={
