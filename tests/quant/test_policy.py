@@ -10,8 +10,8 @@ ROW = Scheme(INT8)
 
 def test_int4_keeps_embedding_and_head_in_int8_rows() -> None:
     policy = Policy.for_format(INT4)
-    assert policy == Policy(linear=Scheme(INT4, 128), embedding=ROW, head=ROW)
-    assert policy.scheme_for(TensorClass.LINEAR, 1024) == (Scheme(INT4, 128), None)
+    assert policy == Policy(linear=Scheme(INT4, 32), embedding=ROW, head=ROW)
+    assert policy.scheme_for(TensorClass.LINEAR, 1024) == (Scheme(INT4, 32), None)
     assert policy.scheme_for(TensorClass.EMBEDDING, 577) == (ROW, None)
     assert policy.scheme_for(TensorClass.NORM, 1024) == (Scheme(WeightFormat.FP32), None)
     assert policy.scheme_for(TensorClass.OTHER, 1024) == (Scheme(WeightFormat.FP32), None)
@@ -28,7 +28,7 @@ def test_other_formats_hold_for_every_matrix(weight_format: WeightFormat) -> Non
 
 
 def test_a_group_that_does_not_divide_falls_with_a_note() -> None:
-    policy = Policy.for_format(INT4, symmetric=False)
+    policy = Policy.for_format(INT4, 128, symmetric=False)
     scheme, note = policy.scheme_for(TensorClass.LINEAR, 576)
     assert scheme == Scheme(INT4, 64, symmetric=False)
     assert note == "576 columns: group 128 -> 64"
