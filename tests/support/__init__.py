@@ -1,0 +1,1 @@
+"""Tiny seeded checkpoints, an independent numpy model, and bundles made from both."""

@@ -1,0 +1,159 @@
+"""Seeded checkpoints of a few thousand weights, one for each variant of the two architectures.
+
+Every scale differs from 1, and the weights are sized so that nothing is degenerate: logits have a standard
+deviation of about 3, attention scores of about 1.7, and every residual branch weighs as much as its stream.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save_file
+
+from tests.runtimes.fakes import CHATML, byte_level_tokenizer
+
+Tensors = dict[str, npt.NDArray[np.float32]]
+Config = dict[str, Any]
+
+VOCAB = 320
+LOGIT_STD = 3.0
+
+_COMMON: Config = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 1024,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+_MINICPM: Config = {
+    **_COMMON,
+    "architectures": ["MiniCPMForCausalLM"],
+    "model_type": "minicpm",
+    "tie_word_embeddings": False,
+    "scale_emb": 1.5,
+    "scale_depth": 1.2,
+    "dim_model_base": 24,
+}
+_SPARSE: Config = {
+    "kernel_size": 8,
+    "kernel_stride": 4,
+    "init_blocks": 1,
+    "block_size": 16,
+    "window_size": 32,
+    "topk": 3,
+    "dense_len": 64,
+}
+_HALF = 8  # of the head size 16: LongRoPE factors a list
+
+VARIANTS: dict[str, Config] = {
+    # head_dim is not hidden_size / heads; three layers of one kind.
+    "llama": {
+        **_COMMON,
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "num_hidden_layers": 3,
+        "head_dim": 32,
+        "rope_theta": 5e5,
+        "tie_word_embeddings": False,
+    },
+    "tied-mha": {**_MINICPM, "num_key_value_heads": 4, "tie_word_embeddings": True},
+    # max_position_embeddings is above the original, so the long list and its attention factor apply.
+    "longrope": {
+        **_MINICPM,
+        "rope_scaling": {
+            "rope_type": "longrope",
+            "short_factor": [round(1 + 0.03 * i, 3) for i in range(_HALF)],
+            "long_factor": [round(1.1 + 0.9 * i, 3) for i in range(_HALF)],
+            "original_max_position_embeddings": 256,
+        },
+    },
+    "dynamic-ntk": {
+        **_MINICPM,
+        "max_position_embeddings": 256,
+        "rope_theta": 2e4,
+        "rope_scaling": {"type": "dynamic", "factor": 4.0},
+    },
+    "sparse": {**_MINICPM, "sparse_config": {**_SPARSE, "coarse_lse": 1}},
+    "sparse-exact": {**_MINICPM, "sparse_config": {**_SPARSE, "coarse_lse": 0}},
+    # Three query heads share a kv head, and the heads are wider than hidden_size / heads.
+    "sparse-group3": {
+        **_MINICPM,
+        "num_attention_heads": 6,
+        "head_dim": 16,
+        "sparse_config": {**_SPARSE, "coarse_lse": 1},
+    },
+}
+
+
+def head_size(config: Config) -> int:
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+def make_tensors(config: Config, seed: int = 0) -> Tensors:
+    """Random weights for a config, float32, by checkpoint name."""
+    rng = np.random.default_rng(seed)
+    hidden, wide = config["hidden_size"], config["intermediate_size"]
+    heads, kv_heads, size = config["num_attention_heads"], config["num_key_value_heads"], head_size(config)
+    tied = config["tie_word_embeddings"]
+    divisor = hidden / config["dim_model_base"] if "dim_model_base" in config else 1.0
+
+    def matrix(rows: int, cols: int, gain: float) -> npt.NDArray[np.float32]:
+        return (rng.standard_normal((rows, cols)) * gain / cols**0.5).astype(np.float32)
+
+    def norm() -> npt.NDArray[np.float32]:
+        return (1 + 0.2 * rng.standard_normal(hidden)).astype(np.float32)
+
+    head_gain = LOGIT_STD * divisor
+    embedding_gain = head_gain if tied else 0.8 * hidden**0.5
+    result = {"model.embed_tokens.weight": matrix(config["vocab_size"], hidden, embedding_gain)}
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}."
+        result |= {
+            prefix + "input_layernorm.weight": norm(),
+            prefix + "self_attn.q_proj.weight": matrix(heads * size, hidden, 1.3),
+            prefix + "self_attn.k_proj.weight": matrix(kv_heads * size, hidden, 1.3),
+            prefix + "self_attn.v_proj.weight": matrix(kv_heads * size, hidden, 1.5),
+            prefix + "self_attn.o_proj.weight": matrix(hidden, heads * size, 3.0),
+            prefix + "post_attention_layernorm.weight": norm(),
+            prefix + "mlp.gate_proj.weight": matrix(wide, hidden, 1.5),
+            prefix + "mlp.up_proj.weight": matrix(wide, hidden, 1.5),
+            prefix + "mlp.down_proj.weight": matrix(hidden, wide, 1.0),
+        }
+    result["model.norm.weight"] = norm()
+    if not tied:
+        result["lm_head.weight"] = matrix(config["vocab_size"], hidden, head_gain)
+    return result
+
+
+def write_checkpoint(folder: Path, config: Config, tensors: Tensors) -> Path:
+    """A folder that the exporter opens: weights, config and a byte-level tokenizer with a chat template."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors")
+    byte_level_tokenizer().save(str(folder / "tokenizer.json"))
+    texts: dict[str, Any] = {
+        "config.json": config,
+        "generation_config.json": {"eos_token_id": [1]},
+        "tokenizer_config.json": {"bos_token": "<s>", "eos_token": "</s>", "chat_template": CHATML},
+    }
+    for name, value in texts.items():
+        (folder / name).write_text(json.dumps(value), encoding="utf-8")
+    return folder
+
+
+def prompt(length: int, seed: int = 1) -> npt.NDArray[np.int64]:
+    """Token ids (length,) in which a passage comes back, as text does: some attention peaks, some ties."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, VOCAB, length)
+    passage = min(24, length // 4)
+    ids[-passage:] = ids[length // 3 : length // 3 + passage]
+    return ids
