@@ -5,7 +5,6 @@ Peak memory is one row block with its temporaries, whatever the size of the mode
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpm_edge.exporter.checkpoint import Checkpoint
+from cpm_edge.exporter.disk import disk_errors
 from cpm_edge.exporter.errors import CheckpointError, ExportError
 from cpm_edge.quant import Policy, QuantError, Quantized, Scheme, TensorClass, WeightFormat, quantize
 from cpm_edge.quant.floats import check_finite, to_bf16_bits, to_fp16
@@ -48,26 +48,29 @@ class ModelWeights:
     notes: dict[str, str] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Compare names and shapes with the checkpoint, before any work.
+        """Compare names and shapes with the checkpoint and the policy, before any work.
 
         Raises:
             CheckpointError: a tensor is missing or has another shape.
+            ExportError: no group size fits the columns of a tensor.
         """
         for name, expected in self.shapes.items():
-            if name in self.constants:
-                continue
-            info = self.checkpoint.tensors.get(name)
-            if info is None:
-                raise CheckpointError(
-                    f"tensor {name}: expected shape {list(expected)}, not in the checkpoint",
-                    hint="config.json and the weights may come from different models",
-                )
-            if tuple(info.shape) != tuple(expected):
-                raise CheckpointError(
-                    f"tensor {name}: expected shape {list(expected)} as config.json says, "
-                    f"got {list(info.shape)}",
-                    hint="config.json and the weights may come from different models",
-                )
+            if name not in self.constants:
+                self._check_stored(name, list(expected))
+            self.scheme(name)
+
+    def _check_stored(self, name: str, expected: list[int]) -> None:
+        hint = "config.json and the weights may come from different models"
+        info = self.checkpoint.tensors.get(name)
+        if info is None:
+            raise CheckpointError(
+                f"tensor {name}: expected shape {expected}, not in the checkpoint", hint=hint
+            )
+        if list(info.shape) != expected:
+            raise CheckpointError(
+                f"tensor {name}: expected shape {expected} as config.json says, got {list(info.shape)}",
+                hint=hint,
+            )
 
     def names(self) -> list[str]:
         """The tensors in the order of the checkpoint's files, then the constants."""
@@ -97,7 +100,10 @@ class ModelWeights:
         try:
             scheme, note = self.policy.scheme_for(self.kind(name), self.shapes[name][-1])
         except QuantError as error:
-            raise ExportError(f"tensor {name}: {error.message}", hint=error.hint) from error
+            raise ExportError(
+                f"tensor {name}: {error.message}",
+                hint="--weight-format int8 has one scale per row and takes any number of columns",
+            ) from error
         if note:
             self.notes[name] = note
         return scheme
@@ -217,7 +223,7 @@ class WeightFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._file is not None
-        with _disk_errors(self.path):
+        with disk_errors(self.path):
             self._file.close()
 
     def add(self, blocks: Iterable[Rows]) -> Region:
@@ -227,29 +233,10 @@ class WeightFile:
             ExportError: the disk is full or cannot be written.
         """
         assert self._file is not None
-        with _disk_errors(self.path):
+        with disk_errors(self.path):
             padding = -self._offset % ALIGNMENT
             self._file.write(b"\0" * padding)
             start = self._offset = self._offset + padding
             for block in blocks:
                 self._offset += self._file.write(np.ascontiguousarray(block).data.cast("B"))
         return Region(start, self._offset - start)
-
-
-class _disk_errors:  # noqa: N801 - reads as a statement: with _disk_errors(path)
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, OSError):
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            what = "the disk is full" if full else str(error)
-            raise ExportError(
-                f"cannot write {self._path.name}: {what}",
-                hint="free some space or choose another -o; nothing was left behind" if full else None,
-            ) from error

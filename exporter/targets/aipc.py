@@ -8,6 +8,7 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
+from cpm_edge.exporter.disk import openvino_disk_errors
 from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.passes.context_inputs import past_from_attention_mask
 from cpm_edge.exporter.passes.openvino_attention import dense_attention
@@ -49,7 +50,8 @@ def build(job: BuildJob) -> Built:
     stable_topk(model)
     make_stateful(model)
     _runtime_options(model, kv_cache, job.activations)
-    ov.serialize(model, str(job.folder / MODEL), str(job.folder / DATA))
+    with openvino_disk_errors(job.folder / MODEL):
+        ov.serialize(model, str(job.folder / MODEL), str(job.folder / DATA))
     del model
     attach_constants(job.folder / MODEL, job.folder / DATA, weights, job.progress)
     write_tokenizer(job.folder)

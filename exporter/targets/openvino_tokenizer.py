@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cpm_edge.exporter.disk import openvino_disk_errors
 from cpm_edge.runtimes.errors import missing_dependency
 
 TOKENIZER = "openvino_tokenizer.xml"
@@ -40,7 +41,8 @@ def write_tokenizer(folder: Path) -> None:
         tokenizer.chat_template = settings["chat_template"]
     models = convert_tokenizer(tokenizer, with_detokenizer=True, skip_special_tokens=True)
     for model, name in zip(models, (TOKENIZER, DETOKENIZER), strict=True):
-        ov.save_model(model, str(folder / name))
+        with openvino_disk_errors(folder / name):
+            ov.save_model(model, str(folder / name))
 
 
 def _text(token: Any) -> str:

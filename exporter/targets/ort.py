@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from typing import Any
 
@@ -17,6 +16,7 @@ from cpm_edge.exporter.targets.common import BuildJob, Built
 from cpm_edge.exporter.weights import WeightFile
 from cpm_edge.plugins import VERSION
 from cpm_edge.plugins.sparse_attention.body import functions
+from cpm_edge.runtimes.errors import missing_dependency
 
 MODEL = "model.onnx"
 DATA = "model.onnx.data"
@@ -29,7 +29,12 @@ def build(job: BuildJob) -> Built:
 
     Raises:
         ExportError: an option that ONNX Runtime's CPU kernels do not offer, or a disk error.
+        BackendError: onnxruntime is not installed.
     """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise missing_dependency("onnxruntime", "ort") from error
     if job.kv_cache not in (None, "fp32"):
         raise ExportError(
             f"--kv-cache: expected fp32 for target ort, got {job.kv_cache}",
@@ -52,7 +57,7 @@ def build(job: BuildJob) -> Built:
     return Built(
         engine={
             "name": "onnxruntime",
-            "version": importlib.metadata.version("onnxruntime"),
+            "version": onnxruntime.__version__,
             "requires": REQUIRES,
         },
         cache={
