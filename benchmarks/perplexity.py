@@ -1,0 +1,123 @@
+"""Perplexity of one checkpoint in every weight format, from real bundles on both engines.
+
+    python -m cpm_edge.benchmarks.perplexity --model SmolLM2.gguf --text debian-reference.en.txt
+
+The text's characters 20,000 to 60,000 are cut into four windows of 512 tokens, each scored from an empty
+context; the first token of a window is not predicted.
+"""
+
+from __future__ import annotations
+
+import gzip
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.table import Table
+
+from cpm_edge.exporter.export import export
+from cpm_edge.exporter.options import TARGETS, ExportOptions
+from cpm_edge.exporter.progress import Progress
+from cpm_edge.runtimes import load
+from cpm_edge.runtimes.session import Session
+
+CHARACTERS = slice(20_000, 60_000)
+WINDOW = 512
+WINDOWS = 4
+
+# Layer linears rounded to nearest in torch, embedding and head in fp32: what a bundle must reach within 1 %.
+MEASURED = {"fp": 10.43, "g32 sym": 11.53, "g32 asym": 11.80, "g64 sym": 12.26, "g64 asym": 12.37}
+# Name, options, key in MEASURED.
+ROWS: list[tuple[str, dict[str, object], str | None]] = [
+    ("bf16", {"weight_format": "bf16"}, "fp"),
+    ("int8", {"weight_format": "int8"}, None),
+    ("int4 g32 sym", {"weight_format": "int4", "group_size": 32}, "g32 sym"),
+    ("int4 g32 asym", {"weight_format": "int4", "group_size": 32, "symmetric": False}, "g32 asym"),
+    ("int4 g64 sym", {"weight_format": "int4", "group_size": 64}, "g64 sym"),
+    ("int4 g64 asym", {"weight_format": "int4", "group_size": 64, "symmetric": False}, "g64 asym"),
+]
+
+
+def negative_log_likelihood(logits: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]) -> float:
+    """Summed over rows: logits (T, vocab), the token that followed each row (T,)."""
+    rows = logits.astype(np.float64)
+    top = rows.max(1)
+    total = np.log(np.exp(rows - top[:, None]).sum(1)) + top
+    return float((total - rows[np.arange(len(targets)), targets]).sum())
+
+
+def perplexity(session: Session, tokens: npt.NDArray[np.int64], window: int = WINDOW) -> float:
+    """exp of the mean negative log likelihood over windows that start from an empty context."""
+    total, count = 0.0, 0
+    for start in range(0, len(tokens) - window + 1, window):
+        part = tokens[start : start + window]
+        session.reset()
+        total += negative_log_likelihood(session.forward(part, logits="all")[:-1], part[1:])
+        count += window - 1
+    return float(np.exp(total / count))
+
+
+def read_text(path: Path) -> str:
+    """A text file, gzipped or not."""
+    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    return data.decode("utf-8")
+
+
+def measure(options: ExportOptions, text: str) -> float:
+    """Export and score one bundle."""
+    export(options, Progress(enabled=False))
+    model = load(options.output)
+    tokens = np.array(model.encode(text)[: WINDOW * WINDOWS])
+    with model.session() as session:
+        result = perplexity(session, tokens)
+    model.close()
+    return result
+
+
+def _variants(model: str, target: str, folder: Path) -> Iterator[tuple[str, str, ExportOptions, str | None]]:
+    for name, changes, key in ROWS:
+        for outer in ("bf16" if name == "bf16" else "fp32", "int8"):
+            options = ExportOptions(
+                model=model,
+                target=target,
+                output=folder / f"{target}-{name}-{outer}".replace(" ", "-"),
+                embedding_format=outer,
+                head_format=outer,
+                activations="fp32",
+                verify=False,
+                **changes,  # type: ignore[arg-type]
+            )
+            yield name, outer, options, key
+
+
+@click.command()
+@click.option("--model", required=True, help="The checkpoint.")
+@click.option("--text", required=True, type=click.Path(exists=True, path_type=Path), help="Plain or .gz.")
+@click.option("--target", "targets", multiple=True, type=click.Choice(TARGETS), default=TARGETS)
+def main(model: str, text: Path, targets: tuple[str, ...]) -> None:
+    """Print the perplexity table."""
+    content = read_text(text)[CHARACTERS]
+    columns = [f"{target}, {outer} embedding and head" for target in targets for outer in ("fp", "int8")]
+    table = Table("linear layers", "measured in torch, fp outer", *columns)
+    results: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for target in targets:
+            for name, _, options, _ in _variants(model, target, Path(folder)):
+                results.setdefault(name, []).append(measure(options, content))
+    for name, _, key in ROWS:
+        measured = MEASURED.get(key) if key else None
+        cells = [_cell(value, measured) for value in results[name]]
+        table.add_row(name, f"{measured:.2f}" if measured else "", *cells)
+    Console(width=140).print(table)
+
+
+def _cell(value: float, measured: float | None) -> str:
+    return f"{value:.3f}" if measured is None else f"{value:.3f} ({value / measured - 1:+.1%})"
+
+
+if __name__ == "__main__":
+    main()
