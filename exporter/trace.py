@@ -229,7 +229,8 @@ def _rows_from(composer: _Composer, hidden: ir.Value, start: ir.Value) -> ir.Val
 
 def _constant(name: str, values: list[int], composer: _Composer) -> ir.Value:
     tensor = ir.tensor(values, dtype=ir.DataType.INT64, name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    shape = ir.Shape([len(values)])
+    value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     composer.weights[name] = value
     return value
 

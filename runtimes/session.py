@@ -129,6 +129,10 @@ class Session(abc.ABC):
     def cache_bytes(self) -> int:
         """Bytes that this session's caches occupy now."""
 
+    def layer_keys(self, layer: int) -> FloatArray:
+        """Keys of one layer as the cache holds them, float32 (kv heads, position, head_dim): for checks."""
+        raise NotImplementedError(f"{type(self).__name__} does not show its cache")
+
     @abc.abstractmethod
     def _step(self, tokens: TokenArray, logits: Logits) -> FloatArray:
         """Append one chunk, int64 (T,), and return float32 (1, vocab) for "last" or (T, vocab) for "all".

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -60,14 +61,13 @@ class Rope:
         scaling = reader.section("rope_scaling") or reader.section("rope_parameters")
         reader.skip("rope_parameters")
         theta = reader.get("rope_theta", float, 10000.0)
-        base = {"head_dim": head_dim, "max_position": max_position}
         if scaling is None:
-            return cls(theta=theta, kind="default", **base)
+            return cls(head_dim=head_dim, max_position=max_position, theta=theta, kind="default")
         theta = scaling.get("rope_theta", float, theta)
         scaling.only("partial_rotary_factor", (1.0,), 1.0)
         legacy = scaling.get("type", str, "default")
         kind = scaling.only("rope_type", IMPLEMENTED, legacy)
-        fields: dict[str, object] = {}
+        fields: dict[str, Any] = {}
         if kind in ("linear", "dynamic"):
             fields["factor"] = scaling.get("factor", float)
         elif kind == "longrope":
@@ -79,7 +79,7 @@ class Rope:
             fields["factor"] = scaling.get("factor", float, max_position / fields["original_max"])
             fields["attention_factor"] = scaling.get("attention_factor", float, None)
         scaling.finish(strict=True)
-        return cls(theta=theta, kind=kind, **base, **fields)  # type: ignore[arg-type]
+        return cls(head_dim=head_dim, max_position=max_position, theta=theta, kind=kind, **fields)
 
     @property
     def longest(self) -> int:
@@ -90,10 +90,11 @@ class Rope:
         """The frequencies for a bundle that holds ``max_context`` tokens."""
         exponent = np.arange(0, self.head_dim, 2, dtype=np.float32) / np.float32(self.head_dim)
         theta = self.theta
-        divisor, scaling = np.float32(1.0), 1.0
+        divisor = np.ones((), np.float32)
+        scaling = 1.0
         note = self.kind
         if self.kind == "linear":
-            divisor = np.float32(self.factor)
+            divisor = np.asarray(self.factor, np.float32)
         elif self.kind == "dynamic" and max_context > self.max_position:
             stretch = self.factor * max_context / self.max_position - (self.factor - 1)
             theta *= stretch ** (self.head_dim / (self.head_dim - 2))

@@ -74,6 +74,16 @@ class Decoder(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
+class Rotary(nn.Module):
+    """The rotary frequencies: a buffer, so that the traced graph names it like a weight."""
+
+    inv_freq: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("inv_freq", torch.empty(size))
+
+
 class Model(nn.Module):
     """The whole language model.
 
@@ -92,8 +102,7 @@ class Model(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-        self.rotary = nn.Module()
-        self.rotary.register_buffer("inv_freq", torch.empty(config.head_dim // 2))
+        self.rotary = Rotary(config.head_dim // 2)
 
     def embed(self, input_ids: Tensor, past_length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T) ids to hidden (B, T, hidden) and the rotation of their positions."""

@@ -32,7 +32,7 @@ def sparse_attention(
         output, present_key, present_value = torch.onnx.ops.symbolic_multi_out(
             f"{DOMAIN}::{OP}",
             inputs,
-            attrs=spec.attributes(),
+            attrs={**spec.attributes()},
             dtypes=[t.dtype for t in shaped],
             shapes=[t.shape for t in shaped],
             version=VERSION,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ class Builder:
         self,
         op_type: str,
         inputs: Sequence[ir.Value | None],
-        attributes: dict[str, int | float | str] | None = None,
+        attributes: Mapping[str, int | float | str] | None = None,
         *,
         name: str,
         domain: str = "",
@@ -46,10 +46,9 @@ class Builder:
     def constant(self, name: str, array: npt.ArrayLike, dtype: npt.DTypeLike = np.int64) -> ir.Value:
         """A small constant, shared by its name."""
         if name not in self.graph.initializers:
-            tensor = ir.tensor(np.asarray(array, dtype), name=name)
-            value = ir.Value(
-                name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
-            )
+            data = np.asarray(array, dtype)
+            shape, tensor = ir.Shape(data.shape), ir.tensor(data, name=name)
+            value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
             self.graph.register_initializer(value)
         return self.graph.initializers[name]
 

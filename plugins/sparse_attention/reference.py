@@ -125,7 +125,8 @@ def _visible_tokens(
 def _attend(query: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: float) -> np.ndarray:
     scores = query @ keys.T * np.float32(scale)
     weights = np.exp(scores - scores.max(1, keepdims=True))
-    return weights @ values / weights.sum(1, keepdims=True)
+    attended: np.ndarray = weights @ values / weights.sum(1, keepdims=True)
+    return attended
 
 
 def _update_pooled(
