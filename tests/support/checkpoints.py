@@ -108,10 +108,10 @@ def make_tensors(config: Config, seed: int = 0) -> Tensors:
     divisor = hidden / config["dim_model_base"] if "dim_model_base" in config else 1.0
 
     def matrix(rows: int, cols: int, gain: float) -> npt.NDArray[np.float32]:
-        return (rng.standard_normal((rows, cols)) * gain / cols**0.5).astype(np.float32)
+        return np.asarray(rng.standard_normal((rows, cols)) * (gain / cols**0.5), np.float32)
 
     def norm() -> npt.NDArray[np.float32]:
-        return (1 + 0.2 * rng.standard_normal(hidden)).astype(np.float32)
+        return np.asarray(1 + 0.2 * rng.standard_normal(hidden), np.float32)
 
     head_gain = LOGIT_STD * divisor
     embedding_gain = head_gain if tied else 0.8 * hidden**0.5
