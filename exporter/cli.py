@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from cpm_edge.exporter.errors import ExportWarning
 from cpm_edge.exporter.options import (
     ACTIVATIONS,
     ATTENTION,
@@ -20,6 +23,7 @@ from cpm_edge.exporter.options import (
     WEIGHT_FORMATS,
     ExportOptions,
 )
+from cpm_edge.exporter.packages import check_packages
 from cpm_edge.runtimes.console import report_errors
 
 EXAMPLES = """
@@ -103,16 +107,15 @@ def _list_models(context: click.Context, _: click.Parameter, value: bool) -> Non
 @report_errors
 def main(as_json: bool, group_size: str | None, **arguments: Any) -> None:
     """Export a MiniCPM (or Llama) checkpoint to a bundle that cpm-run runs."""
-    # Imported here, so that --help is instant.
+    options = ExportOptions(group_size=int(group_size) if group_size else None, **arguments)
+    check_packages(options.target)
+    # Imported here, so that --help is instant and the check above comes first.
     from cpm_edge.exporter.export import export
     from cpm_edge.exporter.progress import Progress
 
-    options = ExportOptions(group_size=int(group_size) if group_size else None, **arguments)
-    progress = Progress(enabled=False if as_json else None)
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always", UserWarning)
-        result = export(options, progress)
-    messages = [str(n.message) for n in notes if issubclass(n.category, UserWarning)]
+    messages: list[str] = []
+    with _warnings_printed(messages):
+        result = export(options, Progress(enabled=False if as_json else None))
     if as_json:
         report = {
             "output": str(result.folder),
@@ -124,9 +127,21 @@ def main(as_json: bool, group_size: str | None, **arguments: Any) -> None:
         }
         click.echo(json.dumps(report, indent=2))
         return
-    for message in messages:
-        click.echo(f"warning: {message}", err=True)
     _print_summary(result)
+
+
+@contextlib.contextmanager
+def _warnings_printed(messages: list[str]) -> Iterator[None]:
+    """Print each ExportWarning once, when the export has ended in whatever way; ``messages`` keeps them."""
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", ExportWarning)
+        try:
+            yield
+        finally:
+            texts = [str(note.message) for note in notes if issubclass(note.category, ExportWarning)]
+            messages += dict.fromkeys(texts)
+            for message in messages:
+                click.echo(f"warning: {message}", err=True)
 
 
 def _print_summary(result: Any) -> None:

@@ -13,18 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from cpm_edge.exporter.checkpoint import Checkpoint, open_checkpoint
+from cpm_edge.exporter.checkpoint import Checkpoint, check_tokenizer, open_checkpoint
 from cpm_edge.exporter.configs import LlamaConfig, MiniCPMConfig
+from cpm_edge.exporter.disk import disk_errors
 from cpm_edge.exporter.errors import ConfigError, ExportError
 from cpm_edge.exporter.model_card import model_card
 from cpm_edge.exporter.options import ExportOptions
 from cpm_edge.exporter.progress import Progress
 from cpm_edge.exporter.registry import Architecture, find_architecture
 from cpm_edge.exporter.targets.common import BuildJob, Built
+from cpm_edge.exporter.verify import verify_in_child
 from cpm_edge.exporter.weights import ModelWeights
 from cpm_edge.quant import Policy, QuantError, WeightFormat
 from cpm_edge.runtimes.atomic import AtomicFolder
-from cpm_edge.runtimes.bundle import hash_files, write_manifest
+from cpm_edge.runtimes.bundle import Bundle, hash_files, write_manifest
 from cpm_edge.runtimes.manifest import ContextLimits, Manifest
 
 VERSION = importlib.metadata.version("cpm-edge")
@@ -59,10 +61,13 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
         BundleError: the output folder may not be written.
     """
     seconds: dict[str, float] = {}
+    output = AtomicFolder(options.output, options.overwrite)
+    output.check()  # nobody wants to learn that after a download
     with open_checkpoint(options.model, revision=options.revision) as checkpoint:
         plan = prepare(options, checkpoint)
         assets = checkpoint.assets()
-        with AtomicFolder(options.output, options.overwrite) as folder:
+        check_tokenizer(assets, checkpoint.name)
+        with disk_errors(options.output), output as folder:
             _copy_assets(assets, checkpoint, folder)
             with progress.stage("Tracing the model"), _timed(seconds, "trace"):
                 job = _trace(plan, folder, progress)
@@ -75,10 +80,11 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
                 manifest = _manifest(plan, job.weights, built)
                 (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
                 manifest = dataclasses.replace(manifest, files=hash_files(folder))
-                write_manifest(folder, manifest)
             if options.verify:
                 with progress.stage("Verifying the bundle"), _timed(seconds, "verify"):
-                    manifest = _verified(plan, manifest, folder)
+                    report = verify_in_child(options, Bundle(folder, manifest))
+                manifest = dataclasses.replace(manifest, verification=report)
+            write_manifest(folder, manifest)
         return ExportResult(options.output, manifest, seconds)
 
 
@@ -202,15 +208,6 @@ def _manifest(plan: Plan, weights: ModelWeights, built: Built) -> Manifest:
         attention={"sparse": not spec.is_dense, "head_dim": config.head_dim, **spec.attributes()},
         flavour=built.flavour,
     )
-
-
-def _verified(plan: Plan, manifest: Manifest, folder: Path) -> Manifest:
-    from cpm_edge.exporter.verify import verify_in_child
-
-    report = verify_in_child(plan.options, folder)
-    manifest = dataclasses.replace(manifest, verification=report)
-    write_manifest(folder, manifest)
-    return manifest
 
 
 class _timed:  # noqa: N801 - reads as a statement: with _timed(seconds, "trace")

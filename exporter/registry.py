@@ -51,7 +51,7 @@ def find_architecture(config: Mapping[str, Any]) -> Architecture:
     """
     names = config.get("architectures") or []
     for name in names if isinstance(names, list) else [names]:
-        if name in ARCHITECTURES:
+        if isinstance(name, str) and name in ARCHITECTURES:
             return ARCHITECTURES[name]
     raise ConfigError(
         f"architectures: expected one of {', '.join(ARCHITECTURES)}, got {names or 'nothing'}",

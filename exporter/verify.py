@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.options import ExportOptions
+from cpm_edge.runtimes.bundle import Bundle, Manifest
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -34,8 +35,8 @@ TEXT = (
 _LIMITS = {"float32": (0.9999, 1e-3), "float16": (0.999, 3e-2), "int8": (0.97, 0.5)}
 
 
-def verify_in_child(options: ExportOptions, folder: Path) -> dict[str, Any]:
-    """Compare the bundle in ``folder`` with its checkpoint.
+def verify_in_child(options: ExportOptions, bundle: Bundle) -> dict[str, Any]:
+    """Compare a bundle with its checkpoint; its manifest need not be written yet.
 
     Returns:
         The manifest's ``verification`` entry.
@@ -43,7 +44,11 @@ def verify_in_child(options: ExportOptions, folder: Path) -> dict[str, Any]:
     Raises:
         ExportError: the bundle diverges, or the comparison could not run.
     """
-    job = {**dataclasses.asdict(options), "output": str(options.output), "folder": str(folder.resolve())}
+    job = {
+        "options": {**dataclasses.asdict(options), "output": str(options.output)},
+        "folder": str(bundle.path.resolve()),
+        "manifest": bundle.manifest.to_json(),
+    }
     command = [sys.executable, "-m", "cpm_edge.exporter.verify"]
     child = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=False)
     if child.returncode:
@@ -63,13 +68,12 @@ def verify_in_child(options: ExportOptions, folder: Path) -> dict[str, Any]:
     return report
 
 
-def verify(options: ExportOptions, folder: Path) -> dict[str, Any]:
+def verify(options: ExportOptions, bundle: Bundle) -> dict[str, Any]:
     """The comparison itself; see ``verify_in_child``."""
     from cpm_edge.exporter.checkpoint import open_checkpoint
     from cpm_edge.exporter.eager import run_streamed
     from cpm_edge.exporter.export import prepare
     from cpm_edge.exporter.weights import ModelWeights
-    from cpm_edge.runtimes.bundle import open_bundle
 
     with open_checkpoint(options.model, revision=options.revision) as checkpoint:
         plan = prepare(options, checkpoint)
@@ -78,7 +82,7 @@ def verify(options: ExportOptions, folder: Path) -> dict[str, Any]:
         constants = {"rotary.inv_freq": rope.inv_freq}
         shapes.update({name: array.shape for name, array in constants.items()})
         weights = ModelWeights(checkpoint, shapes, constants, plan.policy)
-        tokens = _tokens(folder, plan.config.vocab_size, min(options.verify_tokens, plan.max_context))
+        tokens = _tokens(bundle.path, plan.config.vocab_size, min(options.verify_tokens, plan.max_context))
 
         def read_source(name: str) -> FloatArray:
             return constants[name] if name in constants else checkpoint.read(name)
@@ -86,7 +90,6 @@ def verify(options: ExportOptions, folder: Path) -> dict[str, Any]:
         model = (plan.architecture.model_class(), plan.config, rope)
         stored = run_streamed(*model, weights.dequantized, tokens)
         source = run_streamed(*model, read_source, tokens)
-    bundle = open_bundle(folder)
     logits, keys = _run_bundle(bundle, tokens)
     precision = str(bundle.manifest.cache["dtype"])
     if options.activations == "int8" or precision == "uint8":
@@ -140,7 +143,7 @@ def _tokens(folder: Path, vocab_size: int, count: int) -> list[int]:
     return (ids * (count // len(ids) + 1))[:count]
 
 
-def _run_bundle(bundle: Any, tokens: list[int]) -> tuple[FloatArray, list[FloatArray]]:
+def _run_bundle(bundle: Bundle, tokens: list[int]) -> tuple[FloatArray, list[FloatArray]]:
     from cpm_edge.runtimes import open_engine
 
     engine = open_engine(bundle, device="CPU")
@@ -155,8 +158,8 @@ def _run_bundle(bundle: Any, tokens: list[int]) -> tuple[FloatArray, list[FloatA
 
 def _main() -> None:
     job = json.load(sys.stdin)
-    folder = Path(job.pop("folder"))
-    report = verify(ExportOptions(**{**job, "output": Path(job["output"])}), folder)
+    options = ExportOptions(**{**job["options"], "output": Path(job["options"]["output"])})
+    report = verify(options, Bundle(Path(job["folder"]), Manifest.from_json(job["manifest"])))
     json.dump(report, sys.stdout)
 
 

@@ -44,13 +44,13 @@ class AtomicFolder:
         self._term = _TerminateAsExit()
 
     def __enter__(self) -> Path:
-        self._check_target()
+        self.check()
         try:
             self._make_parents()
             self._lock.acquire()
             try:
                 self._recover()
-                self._check_target()
+                self.check()
                 _remove(self.partial)
                 self._term.install()
                 self.partial.mkdir()
@@ -78,7 +78,12 @@ class AtomicFolder:
             if not committed:
                 self._remove_parents()
 
-    def _check_target(self) -> None:
+    def check(self) -> None:
+        """Whether ``final`` may be written, asked before entering, which asks again.
+
+        Raises:
+            BundleError: it exists and may not be replaced.
+        """
         if not self.final.exists():
             return
         if not self.overwrite:
@@ -148,9 +153,10 @@ class _Lock:
             if _same_file(fd, self._path):
                 break
             os.close(fd)  # its last owner removed the file between our open and our lock
-        os.ftruncate(fd, 0)
-        os.write(fd, f"{os.getpid()}\n".encode())
         self._fd = fd
+        os.ftruncate(fd, 0)
+        with contextlib.suppress(OSError):  # a full disk: only the owner's number is lost
+            os.write(fd, f"{os.getpid()}\n".encode())
 
     def release(self) -> None:
         if self._fd is None:

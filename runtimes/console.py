@@ -38,7 +38,7 @@ def report_errors(command: Callable[P, R]) -> Callable[P, R]:
             print_error(error)
             sys.exit(1)
         except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
+            print_error(CpmEdgeError("interrupted", hint="nothing was written; run the command again"))
             sys.exit(130)
         except BrokenPipeError:
             # Python flushes stdout at exit and would complain once more.

@@ -12,23 +12,29 @@ Only the command lines catch these; they print ``error:`` and ``hint:`` and exit
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 
 class CpmEdgeError(Exception):
     """Base of all deliberate failures.
 
     Args:
         message: what went wrong, what was expected and what was found.
-        hint: the next step for the user, if there is one.
+        hint: the next step for the user; the class's default where there is nothing more exact to say.
     """
+
+    default_hint: ClassVar[str | None] = None
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint or self.default_hint
 
 
 class BundleError(CpmEdgeError):
     """The bundle folder cannot be used."""
+
+    default_hint = "Copy the bundle again, or export it again."
 
 
 class BackendError(CpmEdgeError):

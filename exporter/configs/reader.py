@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from cpm_edge.exporter.errors import ConfigError
+from cpm_edge.exporter.errors import ConfigError, ExportWarning
 
 T = TypeVar("T")
 
@@ -74,9 +75,9 @@ class ConfigReader:
             return default  # type: ignore[no-any-return]
         if kind is float and type(value) is int:
             value = float(value)
-        if type(value) is not kind:
+        if type(value) is not kind or (kind is float and not math.isfinite(value)):  # type: ignore[arg-type]
             raise ConfigError(f"{self.name(key)}: expected {_NAMES[kind]}, got {value!r}")
-        return value  # type: ignore[no-any-return]
+        return value
 
     def positive(self, key: str, default: Any = REQUIRED) -> int:
         value = self.get(key, int, default)
@@ -94,7 +95,10 @@ class ConfigReader:
         # 0 == False in Python, but 0 and false are not the same setting.
         if not any(value == a and type(value) is type(a) for a in allowed):
             expected = " or ".join(_json(a) for a in allowed)
-            raise ConfigError(f"{self.name(key)}: expected {expected}, got {_json(value)}")
+            raise ConfigError(
+                f"{self.name(key)}: expected {expected}, got {_json(value)}",
+                hint="the model needs something that is not implemented; see cpm-export --list-models",
+            )
         return value
 
     def numbers(self, key: str, count: int) -> tuple[float, ...]:
@@ -125,7 +129,8 @@ class ConfigReader:
             raise ConfigError(
                 f"{self._path}: unknown keys {', '.join(unknown)}; they may change what the model computes"
             )
-        warnings.warn(f"config.json: keys without effect here: {', '.join(unknown)}", stacklevel=3)
+        message = f"config.json: keys without effect here: {', '.join(unknown)}"
+        warnings.warn(message, ExportWarning, stacklevel=3)
 
 
 def _json(value: Any) -> str:

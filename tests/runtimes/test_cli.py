@@ -12,7 +12,7 @@ import cpm_edge.runtimes as runtimes
 from cpm_edge.runtimes.bundle import ContextLimits
 from cpm_edge.runtimes.cli import main
 from cpm_edge.runtimes.console import report_errors
-from cpm_edge.runtimes.errors import BundleError
+from cpm_edge.runtimes.errors import CpmEdgeError
 from cpm_edge.runtimes.generate import Stream
 from tests.runtimes.fakes import FakeEngine, byte_level_tokenizer, make_bundle
 
@@ -225,7 +225,7 @@ def test_report_errors_serves_other_commands() -> None:
     @click.command()
     @report_errors
     def command() -> None:
-        raise BundleError("no hint here")
+        raise CpmEdgeError("no hint here")
 
     result = CliRunner().invoke(command)
     assert (result.exit_code, result.stderr) == (1, "error: no hint here\n")
