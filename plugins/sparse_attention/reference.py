@@ -115,10 +115,11 @@ def _visible_tokens(
     order = np.argsort(-scores, kind="stable")
     chosen = np.sort(order[: spec.budget])
     if trace is not None:
-        trace.selected[(*where, position)] = chosen
+        row = (*where, position)
+        trace.selected[row] = chosen
         if len(order) > spec.budget:
             worst, rejected = scores[order[spec.budget - 1]], scores[order[spec.budget]]
-            trace.gaps[(*where, position)] = float(worst - rejected) if worst != rejected else 0.0
+            trace.gaps[row] = float(worst - rejected) if worst != rejected else 0.0
     return tokens[np.isin(tokens // spec.block_size, chosen)]
 
 
