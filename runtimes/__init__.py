@@ -52,7 +52,9 @@ def load(
 
     clock = Clock()
     if threads is not None and threads < 1:
-        raise BackendError(f"threads: expected at least 1, got {threads}")
+        raise BackendError(
+            f"threads: expected at least 1, got {threads}", hint="Leave it out for the engine's own choice."
+        )
     bundle = open_bundle(path, check=check)
     _check_flavour(bundle, flavour)
     _check_context(bundle, max_context)

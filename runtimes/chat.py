@@ -94,7 +94,9 @@ class ChatTemplate:
         name = "tool_use" if tools and "tool_use" in self._templates else "default"
         template = self._templates.get(name)
         if template is None:
-            raise PromptError(f"no chat template named 'default', got {', '.join(sorted(self._templates))}")
+            raise PromptError(
+                f"no chat template named 'default', got {', '.join(sorted(self._templates))}", hint=_RAW
+            )
         switches = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         values = {**self._special_tokens, **switches, "messages": messages, "tools": tools or None}
         try:
@@ -129,10 +131,15 @@ class _GenerationTag(jinja2.ext.Extension):
 
 def _check_messages(messages: Sequence[Message]) -> None:
     if not messages:
-        raise PromptError("messages: expected at least one, got none")
+        raise PromptError(
+            "messages: expected at least one, got none", hint='Pass [{"role": "user", "content": "..."}].'
+        )
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise PromptError(f"messages[{index}]: expected {{'role': ..., 'content': ...}}, got {message!r}")
+            raise PromptError(
+                f"messages[{index}]: expected {{'role': ..., 'content': ...}}, got {message!r}",
+                hint="Roles are system, user, assistant and tool.",
+            )
 
 
 def _describe(error: BaseException) -> str:

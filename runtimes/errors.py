@@ -40,6 +40,8 @@ class BundleError(CpmEdgeError):
 class BackendError(CpmEdgeError):
     """The inference engine or the device cannot be used."""
 
+    default_hint = "Check the engine's version and the bundle with: cpm-run BUNDLE --check"
+
 
 class PromptError(CpmEdgeError):
     """The prompt or the conversation cannot be turned into tokens."""
@@ -47,6 +49,8 @@ class PromptError(CpmEdgeError):
 
 class ContextError(CpmEdgeError):
     """More tokens than the context holds."""
+
+    default_hint = "Use fewer tokens, or export again with a larger --max-context."
 
 
 def missing_dependency(module: str, extra: str) -> BackendError:

@@ -36,7 +36,9 @@ def open_engine(
     check_engine(bundle.manifest.engine["requires"], version, name="openvino")
     device = device.upper()
     if device not in DEVICES:
-        hint = "open the bundle with openvino_genai.LLMPipeline for the NPU" if device == "NPU" else None
+        hint = "use --device CPU or GPU"
+        if device == "NPU":
+            hint = "openvino_genai.LLMPipeline opens the bundle for the NPU; here use --device CPU or GPU"
         raise BackendError(
             f"device: expected {' or '.join(DEVICES)} for an aipc bundle, got {device}", hint=hint
         )

@@ -39,7 +39,10 @@ def open_engine(
     provider = PROVIDERS.get(device.upper())
     available = onnxruntime.get_available_providers()
     if provider is None:
-        raise BackendError(f"device: expected CPU or cuda for an ort bundle, got {device}")
+        raise BackendError(
+            f"device: expected CPU or cuda for an ort bundle, got {device}",
+            hint="use --device CPU, or export with --target aipc for an Intel GPU",
+        )
     if provider not in available:
         raise BackendError(
             f"device {device}: onnxruntime has no {provider} here (it has {', '.join(available)})",

@@ -20,6 +20,8 @@ Logits: TypeAlias = Literal["last", "all"]
 FloatArray: TypeAlias = NDArray[np.float32]
 TokenArray: TypeAlias = NDArray[np.int64]
 
+_ENCODE = "model.encode(text) makes a list of token ids."
+
 
 class Session(abc.ABC):
     """A growing sequence of tokens and the caches that belong to it. Not safe for use by two threads at once.
@@ -179,10 +181,11 @@ class Session(abc.ABC):
     def _check_tokens(self, token_ids: Sequence[int] | NDArray[Any]) -> TokenArray:
         tokens = np.asarray(token_ids)
         if tokens.size == 0:
-            raise PromptError("token_ids: expected at least one token, got none")
+            raise PromptError("token_ids: expected at least one token, got none", hint=_ENCODE)
         if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
             raise PromptError(
-                f"token_ids: expected 1-D integers, got shape {tokens.shape}, dtype {tokens.dtype}"
+                f"token_ids: expected 1-D integers, got shape {tokens.shape}, dtype {tokens.dtype}",
+                hint=_ENCODE,
             )
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self.vocab_size:

@@ -69,7 +69,9 @@ def build_config(
     check_architecture(metadata)
     embedding = hf_shapes.get("model.embed_tokens.weight")
     if embedding is None:
-        raise CheckpointError("the GGUF file has no tensor token_embd.weight: it holds no language model")
+        raise CheckpointError(
+            "the GGUF file has no tensor token_embd.weight: it holds no language model", hint=ORIGINAL_HINT
+        )
     hidden, heads = metadata.integer("embedding_length"), metadata.integer("attention.head_count")
     config: dict[str, Any] = {
         "architectures": [ARCHITECTURES[metadata.architecture or ""]],
@@ -108,7 +110,10 @@ def check_architecture(metadata: Metadata) -> None:
             hint=ORIGINAL_HINT,
         )
     if metadata.integer("expert_count", 0) > 0:
-        raise CheckpointError(f"a GGUF of architecture {architecture} with experts is not supported")
+        raise CheckpointError(
+            f"a GGUF of architecture {architecture} with experts is not supported",
+            hint="cpm-export --list-models shows what is supported",
+        )
     if metadata.values.get("split.count", 0) > 1:
         raise CheckpointError(
             "the GGUF file is one part of several", hint="join them first: llama-gguf-split --merge PART OUT"

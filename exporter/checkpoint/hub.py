@@ -101,9 +101,14 @@ def _hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
             hint="check the spelling; for a private one set HF_TOKEN or run: hf auth login",
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise CheckpointError(f"{at}: no such branch, tag or commit") from error
+        raise CheckpointError(
+            f"{at}: no such branch, tag or commit",
+            hint="the model's page lists them; leave --revision out for main",
+        ) from error
     except errors.HFValidationError as error:
-        raise CheckpointError(f"{repo_id}: not a Hugging Face id: {error}") from error
+        raise CheckpointError(
+            f"{repo_id}: not a Hugging Face id: {error}", hint="expected an id like openbmb/MiniCPM4-0.5B"
+        ) from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise _not_reachable(at, error) from error
     except bases as error:

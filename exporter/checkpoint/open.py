@@ -29,7 +29,8 @@ def open_checkpoint(ref: str, *, revision: str | None = None) -> Checkpoint:
     if ref and path.exists():
         if revision is not None:
             raise CheckpointError(
-                f"--revision {revision}: only a Hugging Face id has revisions, {ref} is local"
+                f"--revision {revision}: only a Hugging Face id has revisions, {ref} is local",
+                hint="leave --revision out",
             )
         return _open_local(path)
     if ref.endswith(".gguf") or not HUB_ID.fullmatch(ref):

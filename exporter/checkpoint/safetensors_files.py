@@ -118,7 +118,10 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, int, int]:
         raise CheckpointError(f"{path}: {name}: expected an object in the header")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise CheckpointError(f"{path}: {name}: dtype {dtype!r} is not supported ({', '.join(DTYPES)} are)")
+        raise CheckpointError(
+            f"{path}: {name}: dtype {dtype!r} is not supported ({', '.join(DTYPES)} are)",
+            hint="export the fp32, fp16 or bf16 checkpoint of the model",
+        )
     if shape is None or not _is_sizes(shape):
         raise CheckpointError(f"{path}: {name}: expected a list of sizes as shape, got {shape!r}")
     if offsets is None or not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:

@@ -105,7 +105,10 @@ def _check_archive(path: Path) -> None:
 def _locate(name: str, tensor: torch.Tensor, file: PositionalFile) -> PlainTensor:
     dtype = DTYPE_NAMES.get(str(tensor.dtype).removeprefix("torch."))
     if dtype is None:
-        raise CheckpointError(f"{file.path}: {name}: type {tensor.dtype} is not supported")
+        raise CheckpointError(
+            f"{file.path}: {name}: type {tensor.dtype} is not supported ({', '.join(DTYPE_NAMES)} are)",
+            hint="export the fp32, fp16 or bf16 checkpoint of the model",
+        )
     storage = tensor.untyped_storage()
     offset = getattr(storage, "_checkpoint_offset", None)
     if offset is None or not tensor.is_contiguous():
