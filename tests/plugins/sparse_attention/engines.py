@@ -31,7 +31,8 @@ def one_node(spec: SparseAttentionSpec, *, grow: bool, size: int = SIZE, opset: 
     }
     inputs = []
     for name in INPUTS:
-        dtype, shape = ir.DataType.FLOAT, ["batch", spec.kv_num_heads, "capacity", size]
+        dtype = ir.DataType.FLOAT
+        shape: list[int | str] = ["batch", spec.kv_num_heads, "capacity", size]
         if name in rows:
             shape = ["batch", "rows", rows[name]]
         elif name == "past_length":

@@ -40,7 +40,8 @@ def plain_attention(spec: SparseAttentionSpec, rows: Rows) -> Array:
     scores = np.where(np.tri(rows.count, dtype=bool), query @ key.swapaxes(1, 2) * spec.scale, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     output = (weights / weights.sum(-1, keepdims=True)) @ value
-    return output.swapaxes(0, 1).reshape(1, rows.count, -1)
+    merged: Array = output.swapaxes(0, 1).reshape(1, rows.count, -1)
+    return merged
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (6, 2), (4, 1)])
@@ -128,8 +129,8 @@ def test_the_coarse_normaliser_reweights_the_heads() -> None:
     query, keys = rows.query[0, -1].reshape(2, SIZE), rows.key[0]
     exact, coarse = (small_spec(2, 1, coarse_lse=value) for value in (0, 1))
     for head in query:
-        orders = [np.argsort(block_scores(head[None], keys, s)[1:-3]) for s in (exact, coarse)]
-        np.testing.assert_array_equal(*orders)
+        first, second = (np.argsort(block_scores(head[None], keys, s)[1:-3]) for s in (exact, coarse))
+        np.testing.assert_array_equal(first, second)
     ratio = block_scores(query, keys, coarse)[1:-3] / block_scores(query, keys, exact)[1:-3]
     assert np.ptp(ratio) > 1e-3
 
