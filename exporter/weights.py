@@ -5,7 +5,10 @@ Peak memory is one row block with its temporaries, whatever the size of the mode
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +25,8 @@ from cpm_edge.quant.floats import check_finite, to_bf16_bits, to_fp16
 
 Rows = npt.NDArray[Any]
 
-BLOCK_ELEMENTS = 4 << 20  # 16 MiB of float32
+WORKERS = min(os.cpu_count() or 1, 8)
+BLOCK_ELEMENTS = 1 << 20  # 4 MiB of float32
 ALIGNMENT = 4096  # a page, so that engines can map the data
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -126,12 +130,23 @@ class ModelWeights:
             yield block
 
     def quantized(self, name: str) -> Iterator[Quantized]:
-        """The tensor's row blocks in its integer scheme."""
-        scheme, start = self.scheme(name), 0
-        for block in self.blocks(name):
+        """The tensor's row blocks in its integer scheme, quantized ahead on every core."""
+        scheme = self.scheme(name)
+
+        def work(block: npt.NDArray[np.float32], start: int) -> Quantized:
             with _named(name, start):
-                yield quantize(block, scheme)
-            start += len(block)
+                return quantize(block, scheme)
+
+        ahead: deque[Future[Quantized]] = deque()
+        start = 0
+        with ThreadPoolExecutor(WORKERS) as pool:
+            for block in self.blocks(name):
+                ahead.append(pool.submit(work, block, start))
+                start += len(block)
+                if len(ahead) > WORKERS:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
 
     def stored(self, name: str) -> Iterator[Rows]:
         """The tensor's row blocks in its float scheme: float32, float16, or bfloat16 as uint16 bits."""
