@@ -34,13 +34,13 @@ class ChatTemplate:
         sources: template text by name; "default" is used, or "tool_use" when there are tools.
         special_tokens: bos_token and the like, which templates may print.
 
-    Raises:
-        PromptError: a template has a syntax error.
+    A template with a syntax error fails when it is rendered: the model still continues plain text.
     """
 
     def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
         self._sources = dict(sources)
         self._special_tokens = dict(special_tokens)
+        self._error: str | None = None
         environment = _Sandbox(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationTag]
         )
@@ -49,13 +49,16 @@ class ChatTemplate:
         try:
             self._templates = {name: environment.from_string(text) for name, text in sources.items()}
         except (jinja2.TemplateError, RecursionError) as error:
-            raise PromptError(f"the chat template has an error: {_describe(error)}", hint=_RAW) from error
+            self._error = _describe(error)
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, special_tokens: Mapping[str, str]) -> ChatTemplate | None:
         """The template of chat_template.jinja, else of tokenizer_config.json, else None."""
         if path := bundle.optional("chat_template.jinja"):
-            return cls({"default": path.read_text(encoding="utf-8")}, special_tokens)
+            try:
+                return cls({"default": path.read_text(encoding="utf-8")}, special_tokens)
+            except UnicodeDecodeError as error:
+                raise BundleError(f"chat_template.jinja: expected UTF-8 text: {error}") from error
         value = bundle.read_json("tokenizer_config.json").get("chat_template")
         if value is None:
             return None
@@ -91,6 +94,8 @@ class ChatTemplate:
             PromptError: no messages, a malformed one, or the template failed or did something unsafe.
         """
         _check_messages(messages)
+        if self._error is not None:
+            raise PromptError(f"the chat template has an error: {self._error}", hint=_RAW)
         name = "tool_use" if tools and "tool_use" in self._templates else "default"
         template = self._templates.get(name)
         if template is None:

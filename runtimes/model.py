@@ -51,7 +51,7 @@ class Model:
         """Read what lies beside the engine's files.
 
         Raises:
-            BundleError: no tokenizer, or a file that is malformed. PromptError: the template has an error.
+            BundleError: no tokenizer, or a file that is malformed.
         """
         tokenizer = Tokenizer.from_bundle(bundle)
         return cls(

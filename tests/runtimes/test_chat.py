@@ -92,8 +92,9 @@ def test_failing_templates(text: str, message: str) -> None:
 
 
 def test_a_syntax_error_names_its_line() -> None:
+    template = ChatTemplate({"default": "ok\n{% if %}"}, {})
     with pytest.raises(PromptError, match=r"the chat template has an error: .*\(line 2\)"):
-        ChatTemplate({"default": "ok\n{% if %}"}, {})
+        template.render([{"role": "user", "content": "hi"}])
 
 
 @pytest.mark.parametrize("messages", [[], ["hi"], [{"content": "hi"}], [{"role": 1}]])
