@@ -99,7 +99,7 @@ def test_quantized_refuses_arrays_that_do_not_fit() -> None:
     with pytest.raises(QuantError, match=r"scales: expected float32 \(2, 2\), got float32 \(2, 1\)"):
         Quantized(codes, scales[:, :1], None, scheme)
     with pytest.raises(QuantError, match="codes: expected uint8"):
-        Quantized(codes.astype(np.int8), scales, None, scheme)  # type: ignore[arg-type]
+        Quantized(codes.astype(np.int8), scales, None, scheme)
 
 
 def test_a_per_row_int4_scheme_takes_the_row_as_its_group() -> None:

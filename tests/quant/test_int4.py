@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,8 +17,8 @@ from .strategies import Floats, weights, weights_and_group
 HALF_STEP = 2.0**-11  # relative error of rounding a scale to float16
 
 
-def in_groups(weight: Floats, group: int) -> Floats:
-    return weight.reshape(weight.shape[0], -1, group)
+def in_groups(rows: npt.NDArray[Any], group: int) -> npt.NDArray[Any]:
+    return rows.reshape(rows.shape[0], -1, group)
 
 
 @given(weights_and_group())
@@ -210,6 +212,6 @@ def test_packing_refuses_what_does_not_fit() -> None:
     with pytest.raises(QuantError, match=r"0\.\.15, got 16"):
         pack_int4(np.full((1, 2), 16, np.uint8))
     with pytest.raises(QuantError, match="int8"):
-        pack_int4(np.zeros((1, 2), np.int8))  # type: ignore[arg-type]
+        pack_int4(np.zeros((1, 2), np.int8))
     with pytest.raises(QuantError, match=r"\(rows, 3\) for 5 columns"):
         unpack_int4(np.zeros((1, 2), np.uint8), 5)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime
 import openvino as ov
@@ -35,7 +38,7 @@ def sample(rows: int, cols: int, scheme: Scheme) -> Quantized:
 def run_matmulnbits(q: Quantized, block: int, activations: Floats) -> Floats:
     rows, cols = q.codes.shape
     laid = matmulnbits(q, block)
-    weights_ = {"B": laid.B, "scales": laid.scales}
+    weights_: dict[str, npt.NDArray[Any]] = {"B": laid.B, "scales": laid.scales}
     if laid.zero_points is not None:
         weights_["zero_points"] = laid.zero_points
     node = onnx.helper.make_node(
