@@ -18,3 +18,18 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundles]:
         patch.setenv("CPM_EDGE_CACHE", str(tmp_path_factory.mktemp("user-cache")))
         patch.setattr("cpm_edge.exporter.trace.trace", trace_once())
         yield Bundles(tmp_path_factory.mktemp("tiny"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what the comparisons with the sparse reference left out, and what they took in."""
+    names = ("exact_ties_included", "near_ties_excluded")
+    totals = dict.fromkeys(names, 0)
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name in totals:
+                totals[name] += int(str(value))
+    if any(totals.values()):
+        included, excluded = totals.values()
+        terminalreporter.write_line(
+            f"block selection: {included} exact ties compared, {excluded} rows left out as near-ties"
+        )

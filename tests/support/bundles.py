@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -58,14 +59,15 @@ class Bundles:
     def open(self, variant: str, target: str, **options: Any) -> Bundle:
         return open_bundle(self.result(variant, target, **options).folder)
 
-    def plan(self, variant: str, target: str, **options: Any) -> tuple[Plan, ModelWeights]:
+    @contextlib.contextmanager
+    def plan(self, variant: str, target: str, **options: Any) -> Iterator[tuple[Plan, ModelWeights]]:
         """The settled export and its weights, for a test that reads them again; no graph is traced."""
-        checkpoint = open_checkpoint(str(self.checkpoint(variant)))
-        plan = prepare(self.options(variant, target, **options), checkpoint)
-        constants = {"rotary.inv_freq": plan.config.rope.table(plan.max_context).inv_freq}
-        shapes = {name: tuple(info.shape) for name, info in checkpoint.tensors.items()}
-        shapes |= {name: array.shape for name, array in constants.items()}
-        return plan, ModelWeights(checkpoint, shapes, constants, plan.policy)
+        with open_checkpoint(str(self.checkpoint(variant))) as checkpoint:
+            plan = prepare(self.options(variant, target, **options), checkpoint)
+            constants = {"rotary.inv_freq": plan.config.rope.table(plan.max_context).inv_freq}
+            shapes = {name: tuple(info.shape) for name, info in checkpoint.tensors.items()}
+            shapes |= {name: array.shape for name, array in constants.items()}
+            yield plan, ModelWeights(checkpoint, shapes, constants, plan.policy)
 
     def _checkpoint(self, variant: str) -> Path:
         config = VARIANTS[variant]
@@ -83,10 +85,12 @@ class Bundles:
 
     def _stored(self, variant: str, target: str, **options: Any) -> npt.NDArray[np.float32]:
         """Logits (T, vocab) of the torch modules on the weights as the bundle stores them."""
-        plan, weights = self.plan(variant, target, **options)
-        rope = plan.config.rope.table(plan.max_context)
-        model = plan.architecture.model_class()
-        return eager.run_streamed(model, plan.config, rope, weights.dequantized, self.prompt.tolist()).logits
+        with self.plan(variant, target, **options) as (plan, weights):
+            rope = plan.config.rope.table(plan.max_context)
+            model = plan.architecture.model_class()
+            ids = self.prompt.tolist()
+            run = eager.run_streamed(model, plan.config, rope, weights.dequantized, ids)
+            return np.asarray(run.logits)
 
 
 def trace_once(original: Callable[..., ir.Model] = trace.trace) -> Callable[..., ir.Model]:

@@ -53,9 +53,9 @@ class NumpyRun:
         gaps = [gap for trace in self.traces for gap in trace.gaps.values()]
         return {
             "selections": sum(len(trace.selected) for trace in self.traces),
-            "over budget": len(gaps),
-            "exact ties": sum(gap == 0 for gap in gaps),
-            "near ties": len(self.near_ties()),
+            "over_budget": len(gaps),
+            "exact_ties_included": sum(gap == 0 for gap in gaps),
+            "near_ties_found": len(self.near_ties()),
         }
 
 
