@@ -200,7 +200,7 @@ def _manifest(plan: Plan, weights: ModelWeights, built: Built) -> Manifest:
             "linear": plan.policy.linear.describe(),
             "embedding": plan.policy.embedding.describe(),
             "head": plan.policy.head.describe(),
-            "activations": plan.options.activations,
+            "activations": built.activations,
             "smaller_groups": weights.notes,
         },
         ops=built.ops,

@@ -27,7 +27,7 @@ class ExportOptions:
     head_format: str | None = None
     attention: str = "auto"
     kv_cache: str | None = None
-    activations: str = "fp32"
+    activations: str | None = None
     max_context: int | None = None
     revision: str | None = None
     verify: bool = True

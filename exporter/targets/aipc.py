@@ -44,12 +44,13 @@ def build(job: BuildJob) -> Built:
             "--kv-cache: expected fp32 or fp16 for sparse attention in the stock flavour, got int8",
             hint="leave --kv-cache out, or export with --attention dense",
         )
+    activations = job.activations or "fp32"
     model = _read(job.model, is_dense=spec.is_dense)
     weights = OpenVinoWeights(model, job.weights)
     weights.replace_parameters()
     stable_topk(model)
     make_stateful(model)
-    _runtime_options(model, kv_cache, job.activations)
+    _runtime_options(model, kv_cache, activations)
     with openvino_disk_errors(job.folder / MODEL):
         ov.serialize(model, str(job.folder / MODEL), str(job.folder / DATA))
     del model
@@ -69,6 +70,7 @@ def build(job: BuildJob) -> Built:
             "kv_heads": job.config.num_key_value_heads,
             "head_dim": job.config.head_dim,
         },
+        activations=activations,
         ops=[{"name": f"{DOMAIN}.{OP}", "version": 1, "how": how}],
         flavour="stock",
     )

@@ -22,7 +22,8 @@ class BuildJob:
         model: traced graph; the target may change it.
         weights: checked against the graph.
         kv_cache: "fp32", "fp16" or "int8"; None lets the target choose.
-        activations: "fp32", or "int8" to quantize the inputs of integer linear layers at run time.
+        activations: "fp32", or "int8" to quantize the inputs of integer linear layers at run time; None lets
+            the target choose.
         max_context: tokens the bundle is made for.
         progress: called with the number of weight elements written.
     """
@@ -34,7 +35,7 @@ class BuildJob:
     folder: Path
     max_context: int
     kv_cache: str | None
-    activations: str
+    activations: str | None
     progress: Callable[[int], None]
 
 
@@ -44,5 +45,6 @@ class Built:
 
     engine: dict[str, Any]
     cache: dict[str, Any]
+    activations: str
     ops: list[dict[str, Any]]
     flavour: str | None = None

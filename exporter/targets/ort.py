@@ -40,12 +40,14 @@ def build(job: BuildJob) -> Built:
             f"--kv-cache: expected fp32 for target ort, got {job.kv_cache}",
             hint="ONNX Runtime's CPU attention keeps the cache in the activations' type; use --target aipc",
         )
+    # Without int8 activations ONNX Runtime's CPU kernel expands the weights anew for every token.
+    activations = job.activations or ("fp32" if job.weights.policy.linear.format.is_float else "int8")
     graph = job.model.graph
     total, _ = past_from_attention_mask(graph)
     is_dense = lower_dense_attention(graph, total) > 0
     _default_logits_from(graph)
     with WeightFile(job.folder / DATA) as file:
-        NBitsWeights(graph, job.weights, file, ACCURACY_LEVEL[job.activations], job.progress).run()
+        NBitsWeights(graph, job.weights, file, ACCURACY_LEVEL[activations], job.progress).run()
     if not is_dense:
         for function in functions(opset=graph.opset_imports[""]):
             job.model.functions[function.identifier()] = function
@@ -68,6 +70,7 @@ def build(job: BuildJob) -> Built:
             "head_dim": job.config.head_dim,
             "multiple_of": 1 if is_dense else spec.block_size,
         },
+        activations=activations,
         ops=[]
         if is_dense
         else [{"name": "cpm.SparseAttention", "version": VERSION, "how": "function body in the model"}],
