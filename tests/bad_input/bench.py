@@ -82,7 +82,7 @@ class Bench:
         tensors = self.tensors()
         (self.checkpoint / "model.safetensors").unlink()
         halves = np.array_split(np.array(sorted(tensors)), 2)
-        index = {}
+        index: dict[str, str] = {}
         for shard, names in zip(SHARDS, halves, strict=True):
             save_file({name: tensors[name] for name in names.tolist()}, self.checkpoint / shard)
             index |= dict.fromkeys(names.tolist(), shard)
