@@ -49,7 +49,8 @@ def verify_in_child(options: ExportOptions, bundle: Bundle) -> dict[str, Any]:
         "folder": str(bundle.path.resolve()),
         "manifest": bundle.manifest.to_json(),
     }
-    command = [sys.executable, "-m", "cpm_edge.exporter.verify"]
+    # -P: without it Python would import modules that lie in the current folder, which may be a checkpoint.
+    command = [sys.executable, "-P", "-m", "cpm_edge.exporter.verify"]
     child = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=False)
     if child.returncode:
         reason = child.stderr.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
@@ -92,7 +93,7 @@ def verify(options: ExportOptions, bundle: Bundle) -> dict[str, Any]:
         source = run_streamed(*model, read_source, tokens)
     logits, keys = _run_bundle(bundle, tokens)
     precision = str(bundle.manifest.cache["dtype"])
-    if options.activations == "int8" or precision == "uint8":
+    if bundle.manifest.weights["activations"] == "int8" or precision == "uint8":
         precision = "int8"
     least_cosine, key_error = _LIMITS[precision]
     report = compare(stored.logits, logits)

@@ -47,8 +47,8 @@ class AtomicFolder:
         self.check()
         try:
             self._make_parents()
-            self._lock.acquire()
             try:
+                self._lock.acquire()
                 self._recover()
                 self.check()
                 _remove(self.partial)
@@ -154,8 +154,8 @@ class _Lock:
                 break
             os.close(fd)  # its last owner removed the file between our open and our lock
         self._fd = fd
-        os.ftruncate(fd, 0)
         with contextlib.suppress(OSError):  # a full disk: only the owner's number is lost
+            os.ftruncate(fd, 0)
             os.write(fd, f"{os.getpid()}\n".encode())
 
     def release(self) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -54,6 +53,4 @@ def test_end_of_sequence_ids_that_are_none(bench: Bench, value: object) -> None:
     bench.edit("generation_config.json", eos_token_id=value)
     assert bench.export().exit_code == 0
     refusal = bench.run_fails(bench.output)
-    refusal.says(
-        "generation_config.json: eos_token_id: expected an integer", json.dumps(value)[1:3], hint="again"
-    )
+    refusal.says("generation_config.json: eos_token_id: expected an integer", repr(value), hint="again")
