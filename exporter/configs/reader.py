@@ -85,6 +85,12 @@ class ConfigReader:
             raise ConfigError(f"{self.name(key)}: expected a positive integer, got {value}")
         return value
 
+    def positive_number(self, key: str, default: Any = REQUIRED) -> float:
+        value = self.get(key, float, default)
+        if value <= 0:
+            raise ConfigError(f"{self.name(key)}: expected a positive number, got {value}")
+        return value
+
     def only(self, key: str, allowed: Iterable[Any], default: Any = REQUIRED) -> Any:
         """The value of ``key``, refused unless the code implements it."""
         self._used.add(key)

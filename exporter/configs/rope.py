@@ -60,23 +60,23 @@ class Rope:
         """Read both spellings that Hugging Face configs use; an unknown key in either is refused."""
         scaling = reader.section("rope_scaling") or reader.section("rope_parameters")
         reader.skip("rope_parameters")
-        theta = reader.get("rope_theta", float, 10000.0)
+        theta = reader.positive_number("rope_theta", 10000.0)
         if scaling is None:
             return cls(head_dim=head_dim, max_position=max_position, theta=theta, kind="default")
-        theta = scaling.get("rope_theta", float, theta)
+        theta = scaling.positive_number("rope_theta", theta)
         scaling.only("partial_rotary_factor", (1.0,), 1.0)
         legacy = scaling.get("type", str, "default")
         kind = scaling.only("rope_type", IMPLEMENTED, legacy)
         fields: dict[str, Any] = {}
         if kind in ("linear", "dynamic"):
-            fields["factor"] = scaling.get("factor", float)
+            fields["factor"] = scaling.positive_number("factor")
         elif kind == "longrope":
             half = head_dim // 2
             fields["long_factor"] = scaling.numbers("long_factor", half)
             fields["short_factor"] = scaling.numbers("short_factor", half)
             original = reader.get("original_max_position_embeddings", int, max_position)
             fields["original_max"] = scaling.positive("original_max_position_embeddings", original)
-            fields["factor"] = scaling.get("factor", float, max_position / fields["original_max"])
+            fields["factor"] = scaling.positive_number("factor", max_position / fields["original_max"])
             fields["attention_factor"] = scaling.get("attention_factor", float, None)
         scaling.finish(strict=True)
         return cls(head_dim=head_dim, max_position=max_position, theta=theta, kind=kind, **fields)

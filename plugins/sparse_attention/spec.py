@@ -69,6 +69,8 @@ class SparseAttentionSpec:
                 raise ValueError(f"{name}: expected {expected} for stride {self.kernel_stride}, got {value}")
         if self.window_size % self.block_size:
             raise ValueError(f"window_size: expected a multiple of {self.block_size}, got {self.window_size}")
+        if self.init_blocks < 0:
+            raise ValueError(f"init_blocks: expected 0 or more, got {self.init_blocks}")
         if self.topk <= self.init_blocks:
             raise ValueError(f"topk: expected more than init_blocks ({self.init_blocks}), got {self.topk}")
 

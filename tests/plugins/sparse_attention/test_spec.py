@@ -32,6 +32,7 @@ def test_attributes_are_the_fields_by_name() -> None:
         ({"kernel_size": 12}, "kernel_size: expected 8 for stride 4, got 12"),
         ({"block_size": 32}, "block_size: expected 16 for stride 4, got 32"),
         ({"window_size": 40}, "window_size: expected a multiple of 16, got 40"),
+        ({"init_blocks": -1}, "init_blocks: expected 0 or more, got -1"),
         ({"topk": 1}, r"topk: expected more than init_blocks \(1\), got 1"),
     ],
 )

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from cpm_edge.exporter.errors import ConfigError
+from cpm_edge.exporter.registry import ARCHITECTURES, find_architecture
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_entry_has_a_config_and_a_model(name: str) -> None:
+    entry = find_architecture({"architectures": [name]})
+    assert entry is ARCHITECTURES[name]
+    model = entry.model_class()
+    assert {"embed", "head", "forward"} <= set(dir(model))
+    assert entry.releases
+
+
+def test_the_first_known_name_counts() -> None:
+    assert find_architecture({"architectures": ["Future", "LlamaForCausalLM"]}).name == "llama"
+    assert find_architecture({"architectures": "MiniCPMForCausalLM"}).name == "minicpm"
+
+
+@pytest.mark.parametrize("names", [None, [], ["MiniCPM3ForCausalLM"]])
+def test_an_unknown_architecture_is_named(names: Any) -> None:
+    got = names[0] if names else "nothing"
+    with pytest.raises(
+        ConfigError, match=rf"architectures: expected one of LlamaForCausalLM.*{got}"
+    ) as caught:
+        find_architecture({"architectures": names})
+    assert caught.value.hint is not None and "--list-models" in caught.value.hint
+
+
+def test_it_is_read_without_torch() -> None:
+    code = "import sys, cpm_edge.exporter.registry; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert done.stdout.strip() == "False"
