@@ -1,0 +1,179 @@
+"""Greedy tokens of every runtime against the traced modules on the weights that the bundles hold.
+
+    python -m cpm_edge.benchmarks.agreement --model SmolLM2.gguf
+
+Runs the eager modules on the dequantized weights, our two runtimes, openvino_genai's LLMPipeline and
+onnxruntime_genai. A difference counts as a tie when the eager top-2 margin is below 1e-2.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from cpm_edge.exporter.checkpoint import open_checkpoint
+from cpm_edge.exporter.eager import build_model, empty_caches, load_weights
+from cpm_edge.exporter.export import export, prepare
+from cpm_edge.exporter.options import ExportOptions
+from cpm_edge.exporter.progress import Progress
+from cpm_edge.exporter.weights import ModelWeights
+from cpm_edge.runtimes import load
+from cpm_edge.runtimes.model import Model
+
+MARGIN = 1e-2
+PROMPT = "Write a short story about a lighthouse keeper and her dog."
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """Tokens and, where known, the gap between the two largest logits at each step."""
+
+    tokens: list[int]
+    margins: list[float]
+
+
+@torch.no_grad()
+def eager_greedy(options: ExportOptions, prompt: Sequence[int], count: int) -> Greedy:
+    """Greedy continuation by the modules, with the weights as the bundle stores them."""
+    with open_checkpoint(options.model) as checkpoint:
+        plan = prepare(options, checkpoint)
+        rope = plan.config.rope.table(plan.max_context)
+        shapes = {name: tuple(info.shape) for name, info in checkpoint.tensors.items()}
+        shapes["rotary.inv_freq"] = rope.inv_freq.shape
+        weights = ModelWeights(checkpoint, shapes, {"rotary.inv_freq": rope.inv_freq}, plan.policy)
+        model = build_model(plan.architecture.model_class(), plan.config, rope)
+        load_weights(model, "", weights.dequantized, plan.config.tie_word_embeddings)
+    caches = empty_caches(plan.config, len(prompt) + count)
+    tokens: list[int] = []
+    margins: list[float] = []
+    step, past = list(prompt), 0
+    for _ in range(count):
+        logits, caches = model(torch.tensor([step]), torch.tensor([past]), caches)
+        best = torch.topk(logits[0, -1], 2)
+        tokens.append(int(best.indices[0]))
+        margins.append(float(best.values[0] - best.values[1]))
+        past += len(step)
+        step = tokens[-1:]
+    return Greedy(tokens, margins)
+
+
+def session_greedy(model: Model, prompt: Sequence[int], count: int) -> Greedy:
+    """Greedy continuation by our runtime."""
+    tokens: list[int] = []
+    with model.session() as session:
+        logits = session.forward(list(prompt))
+        for _ in range(count):
+            tokens.append(int(logits.argmax()))
+            logits = session.forward(tokens[-1:])
+    return Greedy(tokens, [])
+
+
+def openvino_genai_greedy(bundle: Path, prompt: Sequence[int], count: int) -> Greedy:
+    """Greedy continuation by LLMPipeline on the unchanged folder."""
+    import openvino as ov
+    import openvino_genai as genai
+
+    pipeline = genai.LLMPipeline(str(bundle), "CPU", ATTENTION_BACKEND="SDPA")
+    config = genai.GenerationConfig()
+    config.max_new_tokens, config.do_sample, config.ignore_eos = count, False, True
+    result = pipeline.generate(ov.Tensor(np.array([prompt], np.int64)), config)
+    return Greedy([int(token) for token in result.tokens[0]], [])
+
+
+def onnxruntime_genai_greedy(bundle: Path, prompt: Sequence[int], count: int) -> Greedy:
+    """Greedy continuation by onnxruntime_genai on the unchanged folder."""
+    import onnxruntime_genai as genai
+
+    model = genai.Model(str(bundle))
+    params = genai.GeneratorParams(model)
+    params.set_search_options(max_length=len(prompt) + count, do_sample=False)
+    generator = genai.Generator(model, params)
+    generator.append_tokens(np.array(prompt, np.int32))
+    tokens: list[int] = []
+    while not generator.is_done() and len(tokens) < count:
+        generator.generate_next_token()
+        tokens.append(int(generator.get_next_tokens()[0]))
+    return Greedy(tokens, [])
+
+
+def fused_attention(bundle: Path) -> tuple[int, int]:
+    """(fused stateful SDPA nodes in the compiled model, decoder layers)."""
+    import openvino as ov
+
+    compiled = ov.Core().compile_model(str(bundle / "openvino_model.xml"), "CPU")
+    kinds = [str(op.get_rt_info()["layerType"].value) for op in compiled.get_runtime_model().get_ops()]
+    layers = json.loads((bundle / "cpm_edge.json").read_text())["num_layers"]
+    return sum("ScaledDotProductAttention" in kind for kind in kinds), int(layers)
+
+
+def verdict(reference: Greedy, other: Greedy) -> tuple[str, bool]:
+    """What a comparison shows, and whether it holds."""
+    for index, (expected, got) in enumerate(zip(reference.tokens, other.tokens, strict=False)):
+        if expected != got:
+            margin = reference.margins[index] if reference.margins else float("nan")
+            return f"differs at token {index}: eager top-2 margin {margin:.4f}", margin < MARGIN
+    if len(other.tokens) < len(reference.tokens):
+        return f"only {len(other.tokens)} tokens, all the same", False
+    return f"the same {len(reference.tokens)} tokens", True
+
+
+@click.command()
+@click.option("--model", required=True, help="The checkpoint.")
+@click.option("--tokens", default=64, show_default=True, help="How many to generate.")
+@click.option("--weight-format", default="int4", show_default=True)
+@click.option("--prompt", default=PROMPT, show_default=True)
+def main(model: str, tokens: int, weight_format: str, prompt: str) -> None:
+    """Print one line a runtime; exit 1 when one of them disagrees beyond a tie."""
+    table = Table("runtime", "against", "result")
+    holds = []
+
+    def row(name: str, against: str, result: tuple[str, bool]) -> None:
+        table.add_row(name, against, result[0])
+        holds.append(result[1])
+
+    with tempfile.TemporaryDirectory() as folder:
+        reference: Greedy | None = None
+        others: dict[str, Any] = {"aipc": openvino_genai_greedy, "ort": onnxruntime_genai_greedy}
+        for target, foreign in others.items():
+            options = ExportOptions(
+                model=model,
+                target=target,
+                output=Path(folder) / target,
+                weight_format=weight_format,
+                activations="fp32",
+                verify=False,
+            )
+            export(options, Progress(enabled=False))
+            runtime = load(options.output)
+            ids = runtime.encode(runtime.render([{"role": "user", "content": prompt}]))
+            reference = reference or eager_greedy(options, ids, tokens)
+            ours = session_greedy(runtime, ids, tokens)
+            row(f"cpm_edge {target}", "eager, dequantized weights", verdict(reference, ours))
+            named = Greedy(ours.tokens, reference.margins)
+            row(foreign.__name__.removesuffix("_greedy"), f"cpm_edge {target}",
+                verdict(named, foreign(options.output, ids, tokens)))  # fmt: skip
+            text = runtime.decode(ours.tokens)
+            runtime.close()
+            if target == "aipc":
+                fused, layers = fused_attention(options.output)
+                row("openvino runtime model", "decoder layers",
+                    (f"{fused} fused stateful SDPA of {layers}", fused == layers))  # fmt: skip
+    console = Console(width=120)
+    console.print(table)
+    console.print(f"text: {text}", highlight=False, markup=False)
+    if not all(holds):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
