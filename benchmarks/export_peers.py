@@ -2,8 +2,8 @@
 
     python -m cpm_edge.benchmarks.export_peers --shape minicpm4-0.5b --optimum-cli VENV/bin/optimum-cli
 
-optimum-intel exports plain MiniCPM only through remote code for old transformers, so it gets a Llama config of
-equal dimensions over the same weights; so does ours, beside the real MiniCPM config.
+optimum-intel exports plain MiniCPM only through remote code for old transformers, so it gets a Llama config
+of equal dimensions over the same weights; so does ours, beside the real MiniCPM config.
 """
 
 from __future__ import annotations
