@@ -82,6 +82,7 @@ def test_the_extras() -> None:
         ("plugins", ["export"]),
         ("runtimes", ["ort", "aipc", "jetson"]),
         ("exporter", ["export", "ort", "aipc", "dev"]),
+        ("benchmarks", ["export", "ort", "aipc", "jetson", "dev"]),
     ],
 )
 def test_what_is_imported_is_required(package: str, extras: list[str]) -> None:
