@@ -93,7 +93,8 @@ def test_llama_as_transformers_computes_it(bundles: Bundles, target: str) -> Non
     from transformers import LlamaConfig, LlamaForCausalLM
 
     settings = {key: value for key, value in VARIANTS["llama"].items() if key != "architectures"}
-    model = LlamaForCausalLM(LlamaConfig(**settings)).eval()
+    model: Any = LlamaForCausalLM(LlamaConfig(**settings))
+    model.eval()
     weights = make_tensors(VARIANTS["llama"])
     model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
     with torch.no_grad():
