@@ -64,12 +64,12 @@ def _write_weights(config: dict[str, object], folder: Path) -> None:
             number, size = _save(shard, folder, number, index), 0
     if shard:
         _save(shard, folder, number, index)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
 
 
 def _save(shard: dict[str, torch.Tensor], folder: Path, number: int, index: dict[str, str]) -> int:
     file = f"model-{number:05}.safetensors"
-    save_file(shard, folder / file)
+    save_file(shard, folder / file, metadata={"format": "pt"})
     index.update(dict.fromkeys(shard, file))
     shard.clear()
     return number + 1
