@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import shutil
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,14 @@ import numpy as np
 from cpm_edge.exporter.checkpoint import Checkpoint, check_tokenizer, open_checkpoint
 from cpm_edge.exporter.configs import LlamaConfig, MiniCPMConfig
 from cpm_edge.exporter.disk import disk_errors
-from cpm_edge.exporter.errors import ConfigError, ExportError
+from cpm_edge.exporter.errors import ConfigError, ExportError, ExportWarning
 from cpm_edge.exporter.model_card import model_card
 from cpm_edge.exporter.options import ExportOptions
 from cpm_edge.exporter.progress import Progress
 from cpm_edge.exporter.registry import Architecture, find_architecture
 from cpm_edge.exporter.targets.common import BuildJob, Built
 from cpm_edge.exporter.verify import verify_in_child
-from cpm_edge.exporter.weights import ModelWeights
+from cpm_edge.exporter.weights import HEAD, ModelWeights
 from cpm_edge.quant import Policy, QuantError, WeightFormat
 from cpm_edge.runtimes.atomic import AtomicFolder
 from cpm_edge.runtimes.bundle import Bundle, hash_files, write_manifest
@@ -61,8 +62,9 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
         BundleError: the output folder may not be written.
     """
     seconds: dict[str, float] = {}
-    output = AtomicFolder(options.output, options.overwrite)
-    output.check()  # nobody wants to learn that after a download
+    with disk_errors(options.output):
+        output = AtomicFolder(options.output, options.overwrite)
+        output.check()  # nobody wants to learn that after a download
     with open_checkpoint(options.model, revision=options.revision) as checkpoint:
         plan = prepare(options, checkpoint)
         assets = checkpoint.assets()
@@ -137,6 +139,7 @@ def _trace(plan: Plan, folder: Path, progress: Progress) -> BuildJob:
     model = trace(plan.architecture.model_class(), plan.config, rope)
     weights = model_weights(plan, model)
     weights.check()
+    _warn_of_unused(weights, plan.config.tie_word_embeddings)
     return BuildJob(
         model=model,
         config=plan.config,
@@ -148,6 +151,16 @@ def _trace(plan: Plan, folder: Path, progress: Progress) -> BuildJob:
         activations=plan.options.activations,
         progress=progress.advance,
     )
+
+
+def _warn_of_unused(weights: ModelWeights, tied: bool) -> None:
+    """Say what the graph leaves out: a bias in the checkpoint, say, that config.json does not mention."""
+    derived = {HEAD} if tied else set()
+    names = [name for name in weights.unused() if name not in derived and not name.endswith(".inv_freq")]
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        message = f"tensors that the model does not use: {', '.join(names[:3])}{more}"
+        warnings.warn(message, ExportWarning, stacklevel=2)
 
 
 def model_weights(plan: Plan, model: Any) -> ModelWeights:

@@ -13,6 +13,7 @@ from cpm_edge.runtimes.console import report_errors
 from cpm_edge.runtimes.errors import PromptError
 from cpm_edge.runtimes.generate import Result, Stream
 from cpm_edge.runtimes.model import Model
+from cpm_edge.runtimes.tokenizer import check_text
 
 EPILOG = """\b
 Examples:
@@ -108,6 +109,8 @@ def _check_usage(
 
 def _chosen(sampling: dict[str, Any]) -> dict[str, Any]:
     """What the user gave; the rest is left to the bundle's defaults."""
+    for stop in sampling["stop"]:
+        check_text(stop, "--stop")
     # By identity: 0 is a value, and equal to False.
     return {k: v for k, v in sampling.items() if v is not None and v is not False and v != ()}
 
@@ -115,7 +118,12 @@ def _chosen(sampling: dict[str, Any]) -> dict[str, Any]:
 def _read_prompt(prompt: str | None) -> str:
     if prompt not in (None, "-"):
         return str(prompt)
-    text = sys.stdin.read()
+    try:
+        text = sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise PromptError(
+            f"the prompt on stdin: expected UTF-8 text: {error}", hint="Save the text as UTF-8."
+        ) from error
     return text[:-1] if text.endswith("\n") else text
 
 

@@ -27,7 +27,8 @@ def report_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Decorate the function under a click command.
 
     A CpmEdgeError is printed and ends the program with status 1, Ctrl-C with 130, a reader that closed the
-    pipe quietly with 0. Anything else is a defect and keeps its traceback.
+    pipe quietly with 0. So is an OSError that nobody expected: a path too long, a file that may not be read,
+    an output on a full disk. Anything else is a defect and keeps its traceback.
     """
 
     @functools.wraps(command)
@@ -44,5 +45,15 @@ def report_errors(command: Callable[P, R]) -> Callable[P, R]:
             # Python flushes stdout at exit and would complain once more.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
+        except OSError as error:
+            print_error(_environment_error(error))
+            sys.exit(1)
 
     return wrapped
+
+
+def _environment_error(error: OSError) -> CpmEdgeError:
+    where = f": {error.filename}" if error.filename else ""
+    return CpmEdgeError(
+        f"{error.strerror or error}{where}", hint="check the path, its permissions and the free space"
+    )

@@ -8,7 +8,7 @@ from typing import Any
 import tokenizers
 
 from cpm_edge.runtimes.bundle import Bundle
-from cpm_edge.runtimes.errors import BundleError
+from cpm_edge.runtimes.errors import BundleError, PromptError
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -60,7 +60,11 @@ class Tokenizer:
         """Token ids of a prompt. BOS comes first if the model wants it, unless the text brings its own.
 
         Special tokens written out in the text become their ids. Nothing is appended.
+
+        Raises:
+            PromptError: the text holds lone surrogates, which is how Python reads bytes that are not UTF-8.
         """
+        check_text(text, "the prompt")
         ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
         if self.adds_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids.insert(0, self.bos_id)
@@ -84,6 +88,21 @@ class Tokenizer:
         eos = self.special_tokens.get("eos_token")
         id_ = None if eos is None else self.backend.token_to_id(eos)
         return frozenset() if id_ is None else frozenset((id_,))
+
+
+def check_text(text: str, what: str) -> None:
+    """Refuse text that cannot be written as UTF-8.
+
+    Raises:
+        PromptError: names the first character that cannot.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"{what}: expected Unicode text, got {text[error.start]!r} at position {error.start}",
+            hint="Save or type the text as UTF-8.",
+        ) from error
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

@@ -80,6 +80,12 @@ def test_a_damaged_manifest(bench: Bench, bundle: Path, text: str) -> None:
     bench.run_fails(bundle).says(MANIFEST, hint="again")
 
 
+def test_a_manifest_that_cannot_be_read(bench: Bench, bundle: Path) -> None:
+    (bundle / MANIFEST).unlink()
+    (bundle / MANIFEST).mkdir()
+    bench.run_fails(bundle).says("Is a directory", MANIFEST, hint="permissions")
+
+
 def test_an_engine_that_is_too_old(bench: Bench, bundle: Path) -> None:
     rewrite(bundle, lambda manifest: manifest["engine"].update(requires=">=99"))
     bench.run_fails(bundle).says("onnxruntime", "expected version >=99", "got 1.", hint="pip install")

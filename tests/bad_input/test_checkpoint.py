@@ -74,6 +74,19 @@ def test_a_wrong_shape(bench: Bench, shape: tuple[int, ...]) -> None:
     )
 
 
+def test_tensors_without_use_are_told(bench: Bench) -> None:
+    biases = [f"model.layers.{layer}.self_attn.q_proj.bias" for layer in range(3)]
+    extra = dict.fromkeys(biases, np.ones(128, np.float32)) | {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(16, np.float32),
+        "v_head": np.ones(1, np.float32),
+    }
+    bench.save(bench.tensors() | extra)
+    result = bench.export()
+    assert result.exit_code == 0
+    (warning,) = [line for line in result.stderr.splitlines() if line.startswith("warning:")]
+    assert warning == f"warning: tensors that the model does not use: {', '.join(biases)} and 1 more"
+
+
 @pytest.mark.parametrize("target", ["ort", "aipc"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", [QUERY, NORM, "model.embed_tokens.weight"])
@@ -186,6 +199,15 @@ def test_a_failed_overwrite_keeps_the_old_bundle(bench: Bench) -> None:
     bench.save({})
     bench.export_fails("--overwrite").says("model.embed_tokens.weight", hint="different models")
     assert bench.run(bench.output).exit_code == 0
+
+
+def test_an_output_with_a_name_too_long(bench: Bench) -> None:
+    bench.output = bench.output.parent / ("x" * 300)
+    bench.export_fails().says("cannot write", "File name too long", hint="choose another -o")
+
+
+def test_a_checkpoint_with_a_name_too_long(bench: Bench) -> None:
+    bench.export_fails(model="x" * 300).says("File name too long", "x" * 300, hint="check the path")
 
 
 def test_an_output_below_a_file(bench: Bench) -> None:

@@ -3,13 +3,34 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from cpm_edge.runtimes.cli import main as cpm_run
 from tests.bad_input.bench import Bench
 
 
 @pytest.mark.parametrize("arguments", [("--prompt", ""), ("--prompt", " \n"), ("--prompt", "", "--raw")])
 def test_an_empty_prompt(bench: Bench, bundle: Path, arguments: tuple[str, ...]) -> None:
     bench.run_fails(bundle, *arguments).says("the prompt is empty", hint="Give")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (("--prompt", "a\udcff"), "the prompt"),
+        (("--prompt", "a\udcff", "--raw"), "the prompt"),
+        (("--prompt", "a", "--system", "\udcff"), "the prompt"),
+        (("--prompt", "a", "--stop", "\udcff"), "--stop"),
+    ],
+)
+def test_bytes_that_are_no_text(bench: Bench, bundle: Path, arguments: tuple[str, ...], what: str) -> None:
+    """Python reads arguments that are not UTF-8 as lone surrogates."""
+    bench.run_fails(bundle, *arguments).says(what, "expected Unicode text, got '\\udcff'", hint="UTF-8")
+
+
+def test_stdin_that_is_no_text(bench: Bench, bundle: Path) -> None:
+    refusal = bench.fails(lambda: CliRunner().invoke(cpm_run, [str(bundle)], input=b"a\xff"))
+    refusal.says("the prompt on stdin: expected UTF-8 text", hint="Save the text as UTF-8")
 
 
 @pytest.mark.parametrize("extra", [[], ["--raw"]])
