@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cpm_edge.exporter import weights as module
+from cpm_edge.exporter.checkpoint import open_checkpoint
+from cpm_edge.exporter.errors import CheckpointError, ExportError
+from cpm_edge.exporter.weights import ALIGNMENT, ModelWeights, WeightFile
+from cpm_edge.quant import Policy, TensorClass, WeightFormat, quantize
+from tests.support.checkpoints import VARIANTS, Tensors, make_tensors, write_checkpoint
+
+CONFIG = VARIANTS["llama"]
+QUERY = "model.layers.1.self_attn.q_proj.weight"
+NORM = "model.norm.weight"
+
+
+def open_weights(folder: Path, tensors: Tensors, format_: str = "int4", **options: Any) -> ModelWeights:
+    checkpoint = open_checkpoint(str(write_checkpoint(folder, CONFIG, tensors)))
+    shapes = {name: tensor.shape for name, tensor in make_tensors(CONFIG).items()}
+    constants = {"rotary.inv_freq": np.ones(16, np.float32)}
+    policy = Policy.for_format(WeightFormat(format_), **options)
+    return ModelWeights(checkpoint, shapes | {"rotary.inv_freq": (16,)}, constants, policy)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 7 rows, which must become 6: an even number."""
+    monkeypatch.setattr(module, "BLOCK_ELEMENTS", 7 * 64)
+
+
+def test_row_blocks_are_even_and_whole(tmp_path: Path, small_blocks: None) -> None:
+    tensors = make_tensors(CONFIG)
+    weights = open_weights(tmp_path, tensors)
+    blocks = list(weights.blocks(QUERY))
+    assert {len(block) for block in blocks[:-1]} == {6} and len(blocks) == 22
+    np.testing.assert_array_equal(np.concatenate(blocks), tensors[QUERY])
+    np.testing.assert_array_equal(np.concatenate(list(weights.blocks(NORM))), tensors[NORM])
+    np.testing.assert_array_equal(np.concatenate(list(weights.blocks("rotary.inv_freq"))), np.ones(16))
+    weights.checkpoint.close()
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_blocks_quantize_like_the_whole(tmp_path: Path, small_blocks: None, symmetric: bool) -> None:
+    tensors = make_tensors(CONFIG)
+    weights = open_weights(tmp_path, tensors, group_size=32, symmetric=symmetric)
+    whole = quantize(tensors[QUERY], weights.scheme(QUERY))
+    parts = list(weights.quantized(QUERY))
+    np.testing.assert_array_equal(np.concatenate([p.codes for p in parts]), whole.codes)
+    np.testing.assert_array_equal(np.concatenate([p.scales for p in parts]), whole.scales)
+    np.testing.assert_array_equal(weights.dequantized(QUERY), whole.dequantize())
+    weights.checkpoint.close()
+
+
+def test_float_formats_round_once(tmp_path: Path, small_blocks: None) -> None:
+    tensors = make_tensors(CONFIG)
+    for format_, bits in (("fp32", 24), ("fp16", 11), ("bf16", 8)):
+        weights = open_weights(tmp_path, tensors, format_)
+        relative = np.abs(weights.dequantized(QUERY) / tensors[QUERY] - 1)
+        assert relative.max() <= (0 if format_ == "fp32" else 2.0**-bits)
+        # Norms stay as they are whatever the format.
+        np.testing.assert_array_equal(weights.dequantized(NORM), tensors[NORM])
+        weights.checkpoint.close()
+
+
+def test_classes_and_order(tmp_path: Path) -> None:
+    weights = open_weights(tmp_path, make_tensors(CONFIG))
+    kinds = {name: weights.kind(name) for name in weights.names()}
+    assert kinds["model.embed_tokens.weight"] is TensorClass.EMBEDDING
+    assert kinds["lm_head.weight"] is TensorClass.HEAD
+    assert kinds[QUERY] is TensorClass.LINEAR and kinds[NORM] is TensorClass.NORM
+    assert weights.names() == [*weights.checkpoint.tensors, "rotary.inv_freq"]
+    assert weights.elements(QUERY) == 128 * 64 and weights.unused() == []
+    weights.checkpoint.close()
+
+
+def test_a_group_that_does_not_fit_shrinks_and_says_so(tmp_path: Path) -> None:
+    weights = open_weights(tmp_path, make_tensors(CONFIG), group_size=64)
+    down = "model.layers.0.mlp.down_proj.weight"
+    assert weights.scheme(QUERY).group_size == 64 and weights.scheme(down).group_size == 32
+    assert weights.notes == {down: "96 columns: group 64 -> 32"}
+    weights.checkpoint.close()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("format_", "method"), [("int4", "quantized"), ("fp16", "stored")])
+def test_a_number_that_is_none_is_named(
+    tmp_path: Path, small_blocks: None, bad: float, format_: str, method: str
+) -> None:
+    tensors = make_tensors(CONFIG)
+    tensors[QUERY][50, 3] = bad
+    weights = open_weights(tmp_path, tensors, format_)
+    with pytest.raises(CheckpointError, match=rf"tensor {QUERY}.*row 48"):
+        list(getattr(weights, method)(QUERY))
+    weights.checkpoint.close()
+
+
+def test_a_value_beyond_float16_is_named(tmp_path: Path) -> None:
+    tensors = make_tensors(CONFIG)
+    tensors[QUERY][0, 0] = 1e6
+    weights = open_weights(tmp_path, tensors, "fp16")
+    with pytest.raises(CheckpointError, match=f"tensor {QUERY}"):
+        list(weights.stored(QUERY))
+    weights.checkpoint.close()
+
+
+def test_names_and_shapes_are_checked_before_any_work(tmp_path: Path) -> None:
+    tensors = make_tensors(CONFIG)
+    weights = open_weights(tmp_path / "good", tensors | {"extra.weight": np.zeros((2, 2), np.float32)})
+    weights.check()
+    assert weights.unused() == ["extra.weight"]
+    weights.checkpoint.close()
+
+    weights = open_weights(tmp_path / "missing", {n: t for n, t in tensors.items() if n != QUERY})
+    with pytest.raises(CheckpointError, match=rf"tensor {QUERY}: expected shape \[128, 64\], not in the"):
+        weights.check()
+    weights.checkpoint.close()
+
+    weights = open_weights(tmp_path / "shape", tensors | {QUERY: tensors[QUERY].T.copy()})
+    with pytest.raises(CheckpointError, match=rf"{QUERY}: expected shape \[128, 64\] .*, got \[64, 128\]"):
+        weights.check()
+    weights.checkpoint.close()
+
+
+def test_regions_are_aligned_and_hold_the_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    first, second = np.arange(5, dtype=np.float32), np.arange(6000, dtype=np.uint8).reshape(60, 100)
+    with WeightFile(path) as file:
+        one = file.add([first[:2], first[2:]])
+        two = file.add([second[:, ::2], second[:, 1::2]])
+        none = file.add([])
+    with WeightFile(path, append=True) as file:
+        last = file.add([first])
+    data = path.read_bytes()
+    assert (one.offset, one.length) == (0, 20) and (two.length, none.length) == (6000, 0)
+    for region in (one, two, none, last):
+        assert region.offset % ALIGNMENT == 0
+    assert data[:20] == first.tobytes()
+    # Views that are not contiguous are written in their own order.
+    expected = second[:, ::2].tobytes() + second[:, 1::2].tobytes()
+    assert data[two.offset : two.offset + 6000] == expected
+    assert last.offset >= two.offset + 6000 and data[last.offset :] == first.tobytes()
+
+
+@pytest.mark.parametrize("size", [10, 10_000_000])
+def test_a_full_disk_is_an_export_error(size: int) -> None:
+    """Also where the bytes leave the buffer only when the file is closed."""
+    with (
+        pytest.raises(ExportError, match="cannot write full: the disk is full") as caught,
+        WeightFile(Path("/dev/full")) as file,
+    ):
+        file.add([np.zeros(size, np.uint8)])
+    assert caught.value.hint is not None and "free some space" in caught.value.hint
