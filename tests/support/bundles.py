@@ -46,9 +46,9 @@ class Bundles:
         self.stored = cache(self._stored)
 
     def options(self, variant: str, target: str, **options: Any) -> ExportOptions:
-        """Options of an export into a folder of its own; fp32 and unverified unless asked otherwise."""
+        """Options of an export into a folder of its own; all fp32 and unverified unless asked otherwise."""
         name = "-".join([variant, target, *(f"{key}={value}" for key, value in sorted(options.items()))])
-        usual: dict[str, Any] = {"weight_format": "fp32", "verify": False}
+        usual: dict[str, Any] = {"weight_format": "fp32", "activations": "fp32", "verify": False}
         return ExportOptions(
             model=str(self.checkpoint(variant)),
             target=target,
