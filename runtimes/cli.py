@@ -159,7 +159,7 @@ def _print_answer(stream: Stream, as_json: bool, stats: bool) -> None:
     if stats and not as_json:
         _print_stats(stream.result)
     if stream.result.finish_reason == "interrupted":
-        sys.exit(130)
+        sys.exit(1)
 
 
 def _chat(model: Model, system: str | None, options: dict[str, Any], stats: bool) -> None:

@@ -26,8 +26,8 @@ def print_error(error: CpmEdgeError) -> None:
 def report_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Decorate the function under a click command.
 
-    A CpmEdgeError is printed and ends the program with status 1, Ctrl-C with 130, a reader that closed the
-    pipe quietly with 0. So is an OSError that nobody expected: a path too long, a file that may not be read,
+    A CpmEdgeError is printed and ends the program with status 1, as does Ctrl-C; a reader that closed the
+    pipe ends it quietly with 0. So is printed an OSError that nobody expected: a path too long, a file that may not be read,
     an output on a full disk. Anything else is a defect and keeps its traceback.
     """
 
@@ -40,7 +40,7 @@ def report_errors(command: Callable[P, R]) -> Callable[P, R]:
             sys.exit(1)
         except KeyboardInterrupt:
             print_error(CpmEdgeError("interrupted", hint="nothing was written; run the command again"))
-            sys.exit(130)
+            sys.exit(1)
         except BrokenPipeError:
             # Python flushes stdout at exit and would complain once more.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
