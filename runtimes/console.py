@@ -26,9 +26,9 @@ def print_error(error: CpmEdgeError) -> None:
 def report_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Decorate the function under a click command.
 
-    A CpmEdgeError is printed and ends the program with status 1, as does Ctrl-C; a reader that closed the
-    pipe ends it quietly with 0. So is printed an OSError that nobody expected: a path too long, a file that may not be read,
-    an output on a full disk. Anything else is a defect and keeps its traceback.
+    A CpmEdgeError is printed and ends the program with status 1, and so does Ctrl-C or an OSError that nobody
+    expected: a path too long, a file that may not be read, an output on a full disk. A reader that closed the
+    pipe ends it quietly with 0. Anything else is a defect and keeps its traceback.
     """
 
     @functools.wraps(command)
