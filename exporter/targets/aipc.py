@@ -13,10 +13,11 @@ from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.passes.context_inputs import past_from_attention_mask
 from cpm_edge.exporter.passes.openvino_attention import dense_attention
 from cpm_edge.exporter.passes.openvino_constants import attach_constants
+from cpm_edge.exporter.passes.openvino_names import renumber
 from cpm_edge.exporter.passes.openvino_state import make_stateful, stable_topk
 from cpm_edge.exporter.passes.openvino_weights import OpenVinoWeights
 from cpm_edge.exporter.targets.common import BuildJob, Built
-from cpm_edge.exporter.targets.openvino_tokenizer import write_tokenizer
+from cpm_edge.exporter.targets.openvino_tokenizer import DETOKENIZER, TOKENIZER, write_tokenizer
 from cpm_edge.plugins import DOMAIN
 from cpm_edge.plugins.sparse_attention.body import functions
 from cpm_edge.plugins.sparse_attention.spec import OP
@@ -56,6 +57,8 @@ def build(job: BuildJob) -> Built:
     del model
     attach_constants(job.folder / MODEL, job.folder / DATA, weights, job.progress)
     write_tokenizer(job.folder)
+    for name in (MODEL, TOKENIZER, DETOKENIZER):
+        renumber(job.folder / name)
     how = "SDPA" if spec.is_dense else "inlined function body"
     return Built(
         engine={
