@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import pytest
+
+from cpm_edge.runtimes.bundle import open_bundle
+from tests.support.bundles import TARGETS, Bundles
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_card_tells_what_the_bundle_is(bundles: Bundles, target: str) -> None:
+    bundle = bundles.open("longrope", target, weight_format="int4")
+    card = (bundle.path / "README.md").read_text(encoding="utf-8")
+    assert card.startswith(f"# longrope for {target}\n")
+    assert f'pip install "cpm-edge[{target}]"' in card
+    for fact in (
+        bundle.manifest.weights["linear"],
+        bundle.manifest.engine["requires"],
+        "1024 tokens (LongRoPE, long list for 1024 tokens RoPE)",
+        "| attention | dense |",
+    ):
+        assert fact in card, fact
+    assert "{{" not in card and "None" not in card
+
+
+def test_the_card_tells_when_attention_is_sparse(bundles: Bundles) -> None:
+    card = (bundles.open("sparse", "ort").path / "README.md").read_text(encoding="utf-8")
+    assert "InfLLM-V2 sparse from 64 tokens on: 3 blocks of 16 tokens and a window of 32" in card
+
+
+def test_the_card_is_a_checked_file_of_the_bundle(bundles: Bundles) -> None:
+    result = bundles.result("sparse", "ort")
+    assert "README.md" in open_bundle(result.folder, check=True).manifest.files
