@@ -1,0 +1,95 @@
+#include "capi.h"
+
+#include "kernels/cpu.h"
+#include "kernels/matmul_nbits.h"
+#include "kernels/thread_pool.h"
+
+struct cpm_pool {
+    explicit cpm_pool(int threads) : pool(threads) {}
+    cpm::ThreadPool pool;
+};
+
+namespace {
+
+constexpr int32_t kAbiVersion = 1;
+
+cpm::NBitsShape shape_of(const cpm_nbits_shape& s) {
+    cpm::NBitsShape shape;
+    shape.rows = s.rows;
+    shape.cols = s.cols;
+    shape.bits = s.bits;
+    shape.group = s.group;
+    shape.symmetric = s.symmetric != 0;
+    return shape;
+}
+
+bool is_valid(const cpm_nbits_shape& s) {
+    if (s.rows < 1 || s.cols < 1 || s.group < 0) return false;
+    if (s.bits != 2 && s.bits != 4 && s.bits != 8) return false;
+    if (!s.symmetric && s.bits != 4) return false;
+    if (s.group == 0) return true;
+    return s.group % cpm::kBlock == 0 && s.cols % s.group == 0;
+}
+
+int32_t check(const cpm_nbits_shape* shape, int32_t isa, int64_t m) {
+    if (!is_valid(*shape) || m < 0) return CPM_BAD_SHAPE;
+    return cpm_has_isa(isa) ? CPM_OK : CPM_BAD_ISA;
+}
+
+}  // namespace
+
+extern "C" {
+
+int32_t cpm_abi_version(void) { return kAbiVersion; }
+
+const char* cpm_error_text(int32_t status) {
+    switch (status) {
+        case CPM_OK: return "ok";
+        case CPM_BAD_SHAPE: return "the kernels do not take this shape";
+        case CPM_BAD_ISA: return "this CPU lacks the instruction set";
+    }
+    return "unknown status";
+}
+
+int32_t cpm_best_isa(void) { return static_cast<int32_t>(cpm::best_isa()); }
+
+int32_t cpm_has_isa(int32_t isa) {
+    return isa >= 0 && isa <= static_cast<int32_t>(cpm::Isa::avx512vnni) && cpm::has_isa(static_cast<cpm::Isa>(isa));
+}
+
+cpm_pool* cpm_pool_create(int32_t threads) { return new cpm_pool(threads); }
+void cpm_pool_destroy(cpm_pool* pool) { delete pool; }
+int32_t cpm_pool_threads(const cpm_pool* pool) { return pool->pool.threads(); }
+void cpm_pool_begin_step(cpm_pool* pool) { pool->pool.begin_step(); }
+void cpm_pool_end_step(cpm_pool* pool) { pool->pool.end_step(); }
+
+int64_t cpm_nbits_bytes(const cpm_nbits_shape* shape) { return is_valid(*shape) ? shape_of(*shape).bytes() : -1; }
+
+int32_t cpm_nbits_pack(const cpm_nbits_shape* shape, const uint8_t* codes, const uint16_t* scales,
+                       const uint8_t* zeros, int32_t flip, uint8_t* panels) {
+    if (!is_valid(*shape) || (zeros == nullptr) != (shape->symmetric != 0)) return CPM_BAD_SHAPE;
+    cpm::pack_nbits(shape_of(*shape), codes, scales, zeros, flip, panels);
+    return CPM_OK;
+}
+
+int32_t cpm_nbits_matmul(cpm_pool* pool, int32_t isa, const cpm_nbits_shape* shape, const uint8_t* panels,
+                         const float* x, int64_t m, float* y, const float* residual, float scale) {
+    if (const int32_t status = check(shape, isa, m)) return status;
+    cpm::Epilogue epilogue;
+    if (residual) epilogue = {cpm::Epilogue::Kind::add, scale, residual};
+    const cpm::NBitsWeight weight{shape_of(*shape), panels};
+    cpm::matmul_nbits(pool->pool, static_cast<cpm::Isa>(isa), weight, nullptr, x, m, y, epilogue);
+    return CPM_OK;
+}
+
+int32_t cpm_nbits_gated(cpm_pool* pool, int32_t isa, const cpm_nbits_shape* shape, const uint8_t* gate,
+                        const uint8_t* up, const float* x, int64_t m, float* y) {
+    if (const int32_t status = check(shape, isa, m)) return status;
+    cpm::Epilogue epilogue;
+    epilogue.kind = cpm::Epilogue::Kind::silu_mul;
+    const cpm::NBitsWeight gate_weight{shape_of(*shape), gate}, up_weight{shape_of(*shape), up};
+    cpm::matmul_nbits(pool->pool, static_cast<cpm::Isa>(isa), gate_weight, &up_weight, x, m, y, epilogue);
+    return CPM_OK;
+}
+
+}  // extern "C"

@@ -1,0 +1,57 @@
+/* C API of the CPU kernels: used by the tests through ctypes, and by the engine extensions.
+ * Functions that can fail return 0 or an error code; cpm_error_text names it. Pointers are never kept. */
+#pragma once
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define CPM_API __declspec(dllexport)
+#else
+#define CPM_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum cpm_status { CPM_OK = 0, CPM_BAD_SHAPE = 1, CPM_BAD_ISA = 2 };
+
+/* Grows with every change of a signature or a packed layout. */
+CPM_API int32_t cpm_abi_version(void);
+CPM_API const char* cpm_error_text(int32_t status);
+
+/* Instruction sets: 0 scalar, 1 AVX2, 2 AVX-VNNI, 3 AVX512-VNNI. */
+CPM_API int32_t cpm_best_isa(void);
+CPM_API int32_t cpm_has_isa(int32_t isa);
+
+typedef struct cpm_pool cpm_pool;
+CPM_API cpm_pool* cpm_pool_create(int32_t threads);
+CPM_API void cpm_pool_destroy(cpm_pool* pool);
+CPM_API int32_t cpm_pool_threads(const cpm_pool* pool);
+CPM_API void cpm_pool_begin_step(cpm_pool* pool);
+CPM_API void cpm_pool_end_step(cpm_pool* pool);
+
+/* Weights (rows, cols) of 2, 4 or 8 bits; group: columns that share a scale, 0 for one scale a row. */
+typedef struct {
+    int64_t rows, cols;
+    int32_t bits, group, symmetric;
+} cpm_nbits_shape;
+
+/* Bytes of the packed panels, or -1 for a shape the kernels do not take. */
+CPM_API int64_t cpm_nbits_bytes(const cpm_nbits_shape* shape);
+
+/* See kernels/matmul_nbits.h: pack_nbits. */
+CPM_API int32_t cpm_nbits_pack(const cpm_nbits_shape* shape, const uint8_t* codes, const uint16_t* scales,
+                               const uint8_t* zeros, int32_t flip, uint8_t* panels);
+
+/* y (m, rows) = x (m, cols) . w^T; residual (m, rows) may be null: y = residual + scale * (x . w^T). */
+CPM_API int32_t cpm_nbits_matmul(cpm_pool* pool, int32_t isa, const cpm_nbits_shape* shape, const uint8_t* panels,
+                                 const float* x, int64_t m, float* y, const float* residual, float scale);
+
+/* y (m, rows) = silu(x . gate^T) * (x . up^T). */
+CPM_API int32_t cpm_nbits_gated(cpm_pool* pool, int32_t isa, const cpm_nbits_shape* shape, const uint8_t* gate,
+                                const uint8_t* up, const float* x, int64_t m, float* y);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,97 @@
+// y = x . dequantize(w)^T for weights of 2, 4 or 8 bits, activations quantized to int8 in blocks of 32.
+//
+// Weights are packed into panels of 8 rows, read from front to back exactly once per use. A panel is, for each
+// group of columns: 8 float16 scales, for asymmetric weights 8 zero points, then the codes in blocks of 32
+// columns. A block is a run of 32-byte vectors whose 32-bit lane r belongs to row r of the panel:
+//   bits 4: vector v holds columns 8v+0..3 in the low nibbles and 8v+4..7 in the high ones
+//   bits 2: vector v holds columns 16v+4j+0..3 in bits 2j and 2j+1 of its bytes
+//   bits 8: vector v holds columns 4v+0..3
+// Rows are filled up to 8 with the zero code and scale 0, columns to 32 with the zero code.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cpu.h"
+#include "kernels/thread_pool.h"
+
+namespace cpm {
+
+constexpr int kPanelRows = 8;
+constexpr int kBlock = 32;      // columns that share an activation scale
+constexpr int kMaxTileRows = 4;  // activation rows that one call of a panel kernel takes
+
+// Activations below this count as zero: 127 / peak must stay a finite float.
+constexpr float kSmallestPeak = 1.0f / (std::uint64_t(1) << 60) / (std::uint64_t(1) << 60);
+
+struct NBitsShape {
+    std::int64_t rows = 0, cols = 0;
+    int bits = 4;
+    int group = 32;  // columns that share a scale; a multiple of 32, or 0 for one scale per row
+    bool symmetric = true;
+
+    std::int64_t padded_cols() const { return (cols + kBlock - 1) / kBlock * kBlock; }
+    std::int64_t group_cols() const { return group ? group : padded_cols(); }
+    std::int64_t groups() const { return padded_cols() / group_cols(); }
+    std::int64_t panels() const { return (rows + kPanelRows - 1) / kPanelRows; }
+    std::int64_t group_bytes() const {
+        return kPanelRows * 2 + (symmetric ? 0 : kPanelRows) + kPanelRows * group_cols() * bits / 8;
+    }
+    std::int64_t panel_bytes() const { return groups() * group_bytes(); }
+    std::int64_t bytes() const { return panels() * panel_bytes(); }
+    int zero() const { return bits == 4 ? 8 : bits == 2 ? 1 : 128; }
+};
+
+// Activation rows in int8: scale = max |x| / 127 of each block.
+struct Activations {
+    const std::int8_t* codes;   // (rows, padded_cols)
+    const float* scales;        // (rows, padded_cols / 32)
+    const std::int32_t* sums;   // (rows, padded_cols / 32), of the codes
+    std::int64_t cols, blocks;  // padded_cols and padded_cols / 32
+};
+
+// What happens to a row of results.
+struct Epilogue {
+    enum class Kind : int { store = 0, add = 1, silu_mul = 2 } kind = Kind::store;
+    float scale = 1.0f;               // add: y = residual + scale * result
+    const float* residual = nullptr;  // add: (M, rows); may be y itself
+};
+
+// One weight matrix in panels.
+struct NBitsWeight {
+    NBitsShape shape;
+    const std::uint8_t* panels;
+};
+
+// The panels of a matrix.
+//   codes   bits 8: (rows, cols) bytes; bits 4: two a byte, low nibble first; bits 2: four a byte
+//   scales  float16 bits (rows, groups); zeros (rows, groups) bytes, null when symmetric
+//   flip    xor-ed onto every code: 8 turns two's complement int4 into codes 0..15, 128 likewise for int8
+void pack_nbits(const NBitsShape& shape, const std::uint8_t* codes, const std::uint16_t* scales,
+                const std::uint8_t* zeros, int flip, std::uint8_t* panels);
+
+// y (m, rows) from x (m, cols). With silu_mul, `up` is a second matrix of the same shape and
+// y = silu(x . w^T) * (x . up^T).
+void matmul_nbits(ThreadPool& pool, Isa isa, const NBitsWeight& weight, const NBitsWeight* up, const float* x,
+                  std::int64_t m, float* y, const Epilogue& epilogue);
+
+// The functions that exist once per instruction set.
+struct NBitsKernels {
+    // out (tile, 8): one panel times `tile` activation rows starting at row m; indexed by tile - 1.
+    using PanelDot = void (*)(const NBitsShape&, const std::uint8_t* panel, const Activations&, std::int64_t m,
+                              float* out);
+    PanelDot dot4[kMaxTileRows], dot4_zeros[kMaxTileRows], dot2[kMaxTileRows], dot8[kMaxTileRows];
+    // One row of x (cols) to codes (padded_cols), scales and sums (blocks).
+    void (*quantize)(const float* x, std::int64_t cols, std::int8_t* codes, float* scales, std::int32_t* sums);
+    // out = silu(gate) * up over n values; in place on gate.
+    void (*silu_mul)(float* gate, const float* up, std::int64_t n);
+};
+
+const NBitsKernels& nbits_kernels(Isa isa);
+
+extern const NBitsKernels kNBitsScalar;
+#if defined(CPM_X86)
+extern const NBitsKernels kNBitsAvx2, kNBitsAvxVnni, kNBitsAvx512Vnni;
+#endif
+
+}  // namespace cpm

@@ -1,0 +1,176 @@
+// Panel kernels on 256-bit vectors. Include after defining, in the including file, a struct Dot:
+//   Dot::Sum        running sum of one block, one 32-bit lane (or pair of 16-bit lanes) a row
+//   Dot::zero()     the empty sum
+//   Dot::add(sum, weights, x)   unsigned weight codes times the same four int8 activations in every lane
+//   Dot::lanes(sum) the sum as int32 lanes
+// Everything is in an unnamed namespace: each instruction set gets its own copies, none leaks to the linker.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "kernels/matmul_nbits.h"
+
+namespace cpm {
+namespace {
+
+inline __m256i four(const std::int8_t* x) {
+    std::int32_t quad;
+    std::memcpy(&quad, x, 4);
+    return _mm256_set1_epi32(quad);
+}
+
+inline __m256i load(const std::uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+
+// The integer dot products of one block of 32 columns with Tile activation rows: int32 lanes, one a row.
+template <int Bits, int Tile>
+inline void block_dot(const std::uint8_t* codes, const std::int8_t* const* x, __m256i* out) {
+    if constexpr (Bits == 8) {
+        // |w| times sign(w) x: products of two bytes would overflow the 16 bits of unsigned times signed.
+        for (int t = 0; t < Tile; ++t) out[t] = _mm256_setzero_si256();
+        const __m256i offset = _mm256_set1_epi8(char(0x80)), ones = _mm256_set1_epi16(1);
+        for (int v = 0; v < 8; ++v) {
+            const __m256i w = _mm256_xor_si256(load(codes + 32 * v), offset), magnitude = _mm256_abs_epi8(w);
+            for (int t = 0; t < Tile; ++t) {
+                const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(four(x[t] + 4 * v), w));
+                out[t] = _mm256_add_epi32(out[t], _mm256_madd_epi16(pairs, ones));
+            }
+        }
+    } else {
+        constexpr int steps = 8 / Bits;
+        const __m256i mask = _mm256_set1_epi8(Bits == 4 ? 15 : 3);
+        typename Dot::Sum sums[Tile];
+        for (int t = 0; t < Tile; ++t) sums[t] = Dot::zero();
+        for (int v = 0; v < Bits; ++v) {
+            const __m256i packed = load(codes + 32 * v);
+            for (int s = 0; s < steps; ++s) {
+                const __m256i w = _mm256_and_si256(s ? _mm256_srli_epi16(packed, Bits * s) : packed, mask);
+                for (int t = 0; t < Tile; ++t) sums[t] = Dot::add(sums[t], w, four(x[t] + 4 * (v * steps + s)));
+            }
+        }
+        for (int t = 0; t < Tile; ++t) out[t] = Dot::lanes(sums[t]);
+    }
+}
+
+template <int Bits, bool Zeros, int Tile>
+void panel_dot(const NBitsShape& shape, const std::uint8_t* panel, const Activations& acts, std::int64_t m,
+               float* out) {
+    const std::int64_t blocks = shape.group_cols() / kBlock, groups = shape.groups();
+    constexpr int block_bytes = kPanelRows * kBlock * Bits / 8;
+    // Codes of 8 bits are made signed before they are multiplied: nothing is left to subtract.
+    constexpr int zero = Bits == 4 ? 8 : Bits == 2 ? 1 : 0;
+    __m256 total[Tile];
+    const std::int8_t* x[Tile];
+    const float* x_scales[Tile];
+    const std::int32_t* x_sums[Tile];
+    for (int t = 0; t < Tile; ++t) {
+        total[t] = _mm256_setzero_ps();
+        x[t] = acts.codes + (m + t) * acts.cols;
+        x_scales[t] = acts.scales + (m + t) * acts.blocks;
+        x_sums[t] = acts.sums + (m + t) * acts.blocks;
+    }
+    for (std::int64_t g = 0; g < groups; ++g) {
+        const __m256 scales = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(panel)));
+        panel += 2 * kPanelRows;
+        __m256 minus_zeros = _mm256_setzero_ps();
+        if constexpr (Zeros) {
+            const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(panel));
+            minus_zeros = _mm256_sub_ps(minus_zeros, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)));
+            panel += kPanelRows;
+        }
+        __m256 sum[Tile];
+        for (int t = 0; t < Tile; ++t) sum[t] = _mm256_setzero_ps();
+        for (std::int64_t b = 0; b < blocks; ++b, panel += block_bytes) {
+            __m256i dot[Tile];
+            block_dot<Bits, Tile>(panel, x, dot);
+            for (int t = 0; t < Tile; ++t) {
+                __m256 value;
+                if constexpr (Zeros)
+                    value = _mm256_fmadd_ps(minus_zeros, _mm256_set1_ps(float(*x_sums[t])), _mm256_cvtepi32_ps(dot[t]));
+                else
+                    value = _mm256_cvtepi32_ps(_mm256_sub_epi32(dot[t], _mm256_set1_epi32(zero * *x_sums[t])));
+                sum[t] = _mm256_fmadd_ps(value, _mm256_broadcast_ss(x_scales[t]), sum[t]);
+                x[t] += kBlock;
+                ++x_scales[t];
+                ++x_sums[t];
+            }
+        }
+        for (int t = 0; t < Tile; ++t) total[t] = _mm256_fmadd_ps(sum[t], scales, total[t]);
+    }
+    for (int t = 0; t < Tile; ++t) _mm256_storeu_ps(out + t * kPanelRows, total[t]);
+}
+
+inline float largest(__m256 v) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
+}
+
+// One full block of 32 values.
+inline void quantize_block(const float* x, std::int8_t* codes, float* scale, std::int32_t* sum) {
+    const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    __m256 v[4], peak = _mm256_setzero_ps();
+    for (int i = 0; i < 4; ++i) {
+        v[i] = _mm256_loadu_ps(x + 8 * i);
+        peak = _mm256_max_ps(_mm256_and_ps(v[i], magnitude), peak);
+    }
+    const float top = largest(peak);
+    const __m256 inverse = _mm256_set1_ps(top > kSmallestPeak ? 127.0f / top : 0.0f);
+    __m256i q[4];
+    for (int i = 0; i < 4; ++i) q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
+    const __m256i total = _mm256_add_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3]));
+    __m128i half = _mm_add_epi32(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
+    half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+    half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1));
+    *sum = _mm_cvtsi128_si32(half);
+    *scale = top / 127.0f;
+    const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes), _mm256_permutevar8x32_epi32(bytes, order));
+}
+
+inline void quantize(const float* x, std::int64_t cols, std::int8_t* codes, float* scales, std::int32_t* sums) {
+    std::int64_t start = 0, block = 0;
+    for (; start + kBlock <= cols; start += kBlock, ++block)
+        quantize_block(x + start, codes + start, scales + block, sums + block);
+    if (start < cols) {
+        float rest[kBlock] = {};
+        std::memcpy(rest, x + start, std::size_t(cols - start) * sizeof(float));
+        quantize_block(rest, codes + start, scales + block, sums + block);
+    }
+}
+
+// exp of 8 floats, relative error below 2e-7 (range reduction to [-ln 2 / 2, ln 2 / 2], degree 6).
+inline __m256 exp8(__m256 x) {
+    x = _mm256_min_ps(_mm256_max_ps(x, _mm256_set1_ps(-87.0f)), _mm256_set1_ps(88.0f));
+    const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
+    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
+    __m256 p = _mm256_set1_ps(1.3981999507e-3f);
+    for (const float c : {8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f, 1.0f, 1.0f})
+        p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(c));
+    const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    return _mm256_mul_ps(p, _mm256_castsi256_ps(power));
+}
+
+// n is a multiple of 8.
+inline void silu_mul(float* gate, const float* up, std::int64_t n) {
+    const __m256 one = _mm256_set1_ps(1.0f);
+    for (std::int64_t i = 0; i < n; i += 8) {
+        const __m256 g = _mm256_loadu_ps(gate + i);
+        const __m256 e = exp8(_mm256_sub_ps(_mm256_setzero_ps(), g));
+        const __m256 value = _mm256_div_ps(g, _mm256_add_ps(one, e));
+        _mm256_storeu_ps(gate + i, _mm256_mul_ps(value, _mm256_loadu_ps(up + i)));
+    }
+}
+
+}  // namespace
+}  // namespace cpm
+
+#define CPM_TILES(Bits, Zeros) \
+    { panel_dot<Bits, Zeros, 1>, panel_dot<Bits, Zeros, 2>, panel_dot<Bits, Zeros, 3>, panel_dot<Bits, Zeros, 4> }
+
+#define CPM_NBITS_KERNELS \
+    { CPM_TILES(4, false), CPM_TILES(4, true), CPM_TILES(2, false), CPM_TILES(8, false), quantize, silu_mul }

@@ -1,0 +1,111 @@
+"""``cpm.MatMulNBits`` through the native library."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import numpy.typing as npt
+
+from cpm_edge.plugins.matmul_nbits.spec import NBitsShape
+from cpm_edge.plugins.native import Isa, NativeError, ThreadPool, best_isa, check, library, pointer
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = (
+        ("rows", ctypes.c_int64),
+        ("cols", ctypes.c_int64),
+        ("bits", ctypes.c_int32),
+        ("group", ctypes.c_int32),
+        ("symmetric", ctypes.c_int32),
+    )
+
+
+def _shape(shape: NBitsShape) -> _Shape:
+    return _Shape(shape.rows, shape.cols, shape.bits, shape.group, int(shape.symmetric))
+
+
+def pack(
+    shape: NBitsShape, codes: Bytes, scales: npt.NDArray[np.float16], zeros: Bytes | None, flip: int = 0
+) -> Bytes:
+    """Panels from the storage layout.
+
+    Args:
+        codes: bits 8: (rows, cols); bits 4 and 2: packed along the columns, lowest bits first.
+        scales: (rows, groups).
+        zeros: (rows, groups), None when symmetric.
+        flip: xor-ed onto every code, to take two's complement (8 for int4, 128 for int8).
+    """
+    c_shape = _shape(shape)
+    library().cpm_nbits_bytes.restype = ctypes.c_int64
+    size = library().cpm_nbits_bytes(ctypes.byref(c_shape))
+    if size < 0:
+        raise NativeError(f"the kernels do not take {shape}")
+    panels = np.empty(size, np.uint8)
+    status = library().cpm_nbits_pack(
+        ctypes.byref(c_shape),
+        pointer(codes, np.uint8),
+        pointer(scales.view(np.uint16), np.uint16),
+        pointer(zeros, np.uint8),
+        ctypes.c_int32(flip),
+        pointer(panels, np.uint8),
+    )
+    check(status, "cpm_nbits_pack")
+    return panels
+
+
+def matmul(
+    pool: ThreadPool,
+    shape: NBitsShape,
+    panels: Bytes,
+    x: Floats,
+    *,
+    residual: Floats | None = None,
+    scale: float = 1.0,
+    isa: Isa | None = None,
+    out: Floats | None = None,
+) -> Floats:
+    """x . w^T, or residual + scale * (x . w^T): float32 (m, rows) from x (m, cols)."""
+    y = np.empty((len(x), shape.rows), np.float32) if out is None else out
+    status = library().cpm_nbits_matmul(
+        pool.handle,
+        ctypes.c_int32(best_isa() if isa is None else isa),
+        ctypes.byref(_shape(shape)),
+        pointer(panels, np.uint8),
+        pointer(x, np.float32),
+        ctypes.c_int64(len(x)),
+        pointer(y, np.float32),
+        pointer(residual, np.float32),
+        ctypes.c_float(scale),
+    )
+    check(status, "cpm_nbits_matmul")
+    return y
+
+
+def gated(
+    pool: ThreadPool,
+    shape: NBitsShape,
+    gate: Bytes,
+    up: Bytes,
+    x: Floats,
+    *,
+    isa: Isa | None = None,
+    out: Floats | None = None,
+) -> Floats:
+    """silu(x . gate^T) * (x . up^T) for two matrices of one shape: float32 (m, rows)."""
+    y = np.empty((len(x), shape.rows), np.float32) if out is None else out
+    status = library().cpm_nbits_gated(
+        pool.handle,
+        ctypes.c_int32(best_isa() if isa is None else isa),
+        ctypes.byref(_shape(shape)),
+        pointer(gate, np.uint8),
+        pointer(up, np.uint8),
+        pointer(x, np.float32),
+        ctypes.c_int64(len(x)),
+        pointer(y, np.float32),
+    )
+    check(status, "cpm_nbits_gated")
+    return y

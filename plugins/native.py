@@ -1,0 +1,131 @@
+"""The native kernel library, loaded once and called through ctypes.
+
+CPM_EDGE_KERNELS names another library file, for sanitizer builds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import functools
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+ABI_VERSION = 1
+_NAMES = ("libcpm_kernels.so", "cpm_kernels.dll")
+
+
+class Isa(enum.IntEnum):
+    """Instruction sets with kernels of their own."""
+
+    SCALAR = 0
+    AVX2 = 1
+    AVXVNNI = 2
+    AVX512VNNI = 3
+
+
+class NativeError(RuntimeError):
+    """The library is missing, of another version, or refused a call."""
+
+
+def library_path() -> Path | None:
+    """The library that would be loaded, None when it was not built."""
+    named = os.environ.get("CPM_EDGE_KERNELS")
+    if named:
+        return Path(named)
+    folder = Path(__file__).parent / "lib"
+    return next((folder / name for name in _NAMES if (folder / name).is_file()), None)
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The loaded library.
+
+    Raises:
+        NativeError: it was not built, cannot be loaded, or has another ABI version.
+    """
+    path = library_path()
+    if path is None:
+        raise NativeError("the native kernels were not built: install cpm-edge again where g++ is available")
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NativeError(f"{path.name} cannot be loaded: {error}") from error
+    loaded.cpm_abi_version.restype = ctypes.c_int32
+    version = loaded.cpm_abi_version()
+    if version != ABI_VERSION:
+        raise NativeError(f"{path.name}: expected ABI version {ABI_VERSION}, got {version}")
+    loaded.cpm_error_text.restype = ctypes.c_char_p
+    loaded.cpm_error_text.argtypes = [ctypes.c_int32]
+    loaded.cpm_pool_create.restype = ctypes.c_void_p
+    loaded.cpm_pool_create.argtypes = [ctypes.c_int32]
+    for name in ("cpm_pool_destroy", "cpm_pool_begin_step", "cpm_pool_end_step"):
+        getattr(loaded, name).argtypes = [ctypes.c_void_p]
+        getattr(loaded, name).restype = None
+    return loaded
+
+
+def check(status: int, what: str) -> None:
+    """Raise NativeError for a status other than 0."""
+    if status:
+        raise NativeError(f"{what}: {library().cpm_error_text(status).decode()}")
+
+
+def best_isa() -> Isa:
+    """The instruction set that the kernels use on this machine."""
+    return Isa(library().cpm_best_isa())
+
+
+def available_isas() -> list[Isa]:
+    """Every instruction set that this machine can run."""
+    return [isa for isa in Isa if library().cpm_has_isa(int(isa))]
+
+
+class ThreadPool:
+    """Worker threads that native calls share; a context manager that joins them.
+
+    Args:
+        threads: in all, the calling thread included.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._handle: int | None = library().cpm_pool_create(threads)
+
+    @property
+    def handle(self) -> ctypes.c_void_p:
+        if self._handle is None:
+            raise NativeError("the thread pool is closed")
+        return ctypes.c_void_p(self._handle)
+
+    def close(self) -> None:
+        """Stop and join the workers."""
+        if self._handle is not None:
+            library().cpm_pool_destroy(self._handle)
+            self._handle = None
+
+    def __enter__(self) -> ThreadPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def pointer(array: npt.NDArray[Any] | None, dtype: npt.DTypeLike) -> ctypes.c_void_p | None:
+    """The address of a C-contiguous array of the expected type.
+
+    Raises:
+        NativeError: it has another type or gaps between its elements.
+    """
+    if array is None:
+        return None
+    if array.dtype != np.dtype(dtype) or not array.flags.c_contiguous:
+        raise NativeError(f"expected a C-contiguous {np.dtype(dtype)} array, got {array.dtype} {array.shape}")
+    return ctypes.c_void_p(array.ctypes.data)
