@@ -83,7 +83,7 @@ def folder_bytes(folder: Path) -> int:
 
 @click.command()
 @click.option("--shape", default="minicpm4-0.5b", show_default=True, type=click.Choice(shape_names()))
-@click.option("--optimum-cli", type=click.Path(exists=True), help="optimum-cli of a venv with optimum-intel.")
+@click.option("--optimum-cli", help="optimum-cli of a venv with optimum-intel.")
 @click.option("--repeat", default=1, show_default=True, type=click.IntRange(min=1))
 @click.option("--targets", default="aipc", show_default=True, help="Ours, separated by commas.")
 @click.option(

@@ -96,7 +96,7 @@ def _variants(model: str, target: str, folder: Path) -> Iterator[tuple[str, str,
 
 @click.command()
 @click.option("--model", required=True, help="The checkpoint.")
-@click.option("--text", required=True, type=click.Path(exists=True, path_type=Path), help="Plain or .gz.")
+@click.option("--text", required=True, type=click.Path(path_type=Path), help="Plain or .gz.")
 @click.option("--target", "targets", multiple=True, type=click.Choice(TARGETS), default=TARGETS)
 def main(model: str, text: Path, targets: tuple[str, ...]) -> None:
     """Print the perplexity table."""

@@ -98,6 +98,12 @@ def _list_models(context: click.Context, _: click.Parameter, value: bool) -> Non
 )
 @click.option("--revision", help="Branch, tag or commit of a Hugging Face repository.")
 @click.option("--verify/--no-verify", default=True, help="Compare the bundle with the model afterwards.")
+@click.option(
+    "--verify-tokens",
+    default=64,
+    type=click.IntRange(min=1),
+    help="How many; more than dense_len to compare sparse attention too, which takes long.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, no progress.")
 @click.option(
@@ -166,6 +172,8 @@ def _print_summary(result: Any) -> None:
             f"cosine {report['cosine']:.6f}, max abs {report['max_abs']:.2e} (logit std "
             f"{report['logit_std']:.2f}), top-1 {report['top1']:.1%} on {report['tokens']} tokens",
         )
+        if manifest.attention["sparse"]:
+            table.add_row("", f"{report['sparse_rows']} of them attended sparsely (--verify-tokens)")
         table.add_row(
             "against the checkpoint",
             f"KL {source['kl']:.4f}, cosine {source['cosine']:.4f}, top-1 {source['top1']:.1%}",

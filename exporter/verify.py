@@ -102,13 +102,20 @@ def verify(options: ExportOptions, bundle: Bundle) -> dict[str, Any]:
     return {
         "passed": report["cosine"] >= least_cosine,
         "tokens": len(tokens),
-        "decoded": DECODE_STEPS,
+        "decoded": min(DECODE_STEPS, len(tokens) - 1),
+        "sparse_rows": _sparse_rows(bundle, len(tokens)),
         **report,
         "expected_cosine": least_cosine,
         "first_diverging_layer": diverging,
         "largest_key_error": max(layer_errors),
         "against_checkpoint": compare(source.logits, logits),
     }
+
+
+def _sparse_rows(bundle: Bundle, tokens: int) -> int:
+    """Compared positions whose attention was sparse."""
+    dense_len = bundle.manifest.context.dense_len
+    return 0 if dense_len is None else max(tokens - max(dense_len - 1, 0), 0)
 
 
 def compare(expected: FloatArray, got: FloatArray) -> dict[str, float]:

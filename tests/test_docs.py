@@ -11,6 +11,10 @@ from typing import Any
 import click
 import pytest
 
+import cpm_edge.benchmarks.agreement
+import cpm_edge.benchmarks.export_peers
+import cpm_edge.benchmarks.perplexity
+import cpm_edge.benchmarks.random_checkpoint
 import cpm_edge.exporter.cli
 import cpm_edge.runtimes.cli
 from tests.source_tree import ROOT
@@ -20,6 +24,10 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 COMMANDS: dict[str, click.Command] = {
     "cpm-export": cpm_edge.exporter.cli.main,
     "cpm-run": cpm_edge.runtimes.cli.main,
+}
+MEASUREMENTS: dict[str, click.Command] = {
+    f"cpm_edge.benchmarks.{name}": getattr(cpm_edge.benchmarks, name).main
+    for name in ("agreement", "export_peers", "perplexity", "random_checkpoint")
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 OF_OTHERS = {"--index-url", "--no-deps"}
@@ -40,7 +48,8 @@ def command_lines() -> list[tuple[str, str]]:
         for line in text.splitlines():
             line = line.strip().removeprefix("$ ").removeprefix(".venv/bin/")
             line = line.split(" | ")[-1].replace("optimum-cli export cpm", "cpm-export")
-            if line.split(" ")[0] in COMMANDS:
+            line = line.removeprefix("python -m ")
+            if line.split(" ")[0] in {**COMMANDS, **MEASUREMENTS}:
                 found.append((source, line))
     return found
 
@@ -51,7 +60,7 @@ def test_commands_parse(source: str, line: str, capsys: pytest.CaptureFixture[st
     line = re.split(r"\s{2,}", line.split(" #")[0])[0]
     name, *arguments = shlex.split(line)
     try:
-        COMMANDS[name].make_context(name, arguments)
+        {**COMMANDS, **MEASUREMENTS}[name].make_context(name, arguments)
     except click.exceptions.Exit as done:
         assert done.exit_code == 0
 
@@ -60,6 +69,7 @@ def test_the_commands_were_found() -> None:
     found = command_lines()
     for name in COMMANDS:
         assert sum(line.startswith(name) for _, line in found) >= 8
+    assert {line.split(" ")[0] for _, line in found} == {*COMMANDS, *MEASUREMENTS}
     assert any(source == "README.md" and ".gguf" in line for source, line in found)
 
 
@@ -67,7 +77,7 @@ def test_the_commands_were_found() -> None:
 def test_every_option_exists(page: Path) -> None:
     known = {
         option
-        for command in COMMANDS.values()
+        for command in (*COMMANDS.values(), *MEASUREMENTS.values())
         for parameter in command.params
         for option in (*parameter.opts, *parameter.secondary_opts)
     }
