@@ -1,12 +1,21 @@
 #include "capi.h"
 
+#include <vector>
+
 #include "kernels/cpu.h"
 #include "kernels/matmul_nbits.h"
+#include "kernels/rms_norm.h"
 #include "kernels/thread_pool.h"
 
 struct cpm_pool {
     explicit cpm_pool(int threads) : pool(threads) {}
     cpm::ThreadPool pool;
+};
+
+struct cpm_session {
+    cpm_session(int threads, int layers) : pool(threads), caches(static_cast<std::size_t>(layers)) {}
+    cpm_pool pool;
+    std::vector<cpm_cache> caches;
 };
 
 namespace {
@@ -82,6 +91,22 @@ int32_t cpm_nbits_matmul(cpm_pool* pool, int32_t isa, const cpm_nbits_shape* sha
     return CPM_OK;
 }
 
+int32_t cpm_rms_norm(cpm_pool* pool, int32_t isa, const float* x, const float* weight, int64_t m, int64_t n,
+                     float epsilon, float scale, float* y) {
+    if (m < 0 || n < 1) return CPM_BAD_SHAPE;
+    if (!cpm_has_isa(isa)) return CPM_BAD_ISA;
+    const auto norm = cpm::rms_norm(static_cast<cpm::Isa>(isa));
+    auto row = [&](std::size_t i, int) {
+        norm(x + int64_t(i) * n, weight, n, epsilon, scale, y + int64_t(i) * n);
+    };
+    // A few rows are done sooner than other threads wake up.
+    if (m < 4)
+        for (int64_t i = 0; i < m; ++i) row(std::size_t(i), 0);
+    else
+        pool->pool.run(std::size_t(m), row);
+    return CPM_OK;
+}
+
 int32_t cpm_nbits_gated(cpm_pool* pool, int32_t isa, const cpm_nbits_shape* shape, const uint8_t* gate,
                         const uint8_t* up, const float* x, int64_t m, float* y) {
     if (const int32_t status = check(shape, isa, m)) return status;
@@ -90,6 +115,21 @@ int32_t cpm_nbits_gated(cpm_pool* pool, int32_t isa, const cpm_nbits_shape* shap
     const cpm::NBitsWeight gate_weight{shape_of(*shape), gate}, up_weight{shape_of(*shape), up};
     cpm::matmul_nbits(pool->pool, static_cast<cpm::Isa>(isa), gate_weight, &up_weight, x, m, y, epilogue);
     return CPM_OK;
+}
+
+cpm_session* cpm_session_create(int32_t threads, int32_t layers) { return new cpm_session(threads, layers); }
+void cpm_session_destroy(cpm_session* session) { delete session; }
+cpm_pool* cpm_session_pool(cpm_session* session) { return &session->pool; }
+
+int32_t cpm_session_set_cache(cpm_session* session, int32_t layer, const cpm_cache* cache) {
+    if (!cpm_session_cache(session, layer)) return CPM_BAD_SHAPE;
+    session->caches[static_cast<std::size_t>(layer)] = *cache;
+    return CPM_OK;
+}
+
+const cpm_cache* cpm_session_cache(const cpm_session* session, int32_t layer) {
+    const auto index = static_cast<std::size_t>(layer);
+    return layer >= 0 && index < session->caches.size() ? &session->caches[index] : nullptr;
 }
 
 }  // extern "C"

@@ -48,9 +48,31 @@ CPM_API int32_t cpm_nbits_pack(const cpm_nbits_shape* shape, const uint8_t* code
 CPM_API int32_t cpm_nbits_matmul(cpm_pool* pool, int32_t isa, const cpm_nbits_shape* shape, const uint8_t* panels,
                                  const float* x, int64_t m, float* y, const float* residual, float scale);
 
+/* y (m, n) = scale * x / sqrt(mean(x^2) + epsilon) * weight, for each row of x (m, n). */
+CPM_API int32_t cpm_rms_norm(cpm_pool* pool, int32_t isa, const float* x, const float* weight, int64_t m, int64_t n,
+                             float epsilon, float scale, float* y);
+
 /* y (m, rows) = silu(x . gate^T) * (x . up^T). */
 CPM_API int32_t cpm_nbits_gated(cpm_pool* pool, int32_t isa, const cpm_nbits_shape* shape, const uint8_t* gate,
                                 const uint8_t* up, const float* x, int64_t m, float* y);
+
+/* What a graph op needs beside its tensors: a session's threads and caches. Graphs pass its address in an int64
+ * tensor, so that sessions in one process share a compiled model but neither threads nor caches. */
+typedef struct cpm_session cpm_session;
+
+/* One layer's cache: keys and values float16 (kv_heads, capacity, head size), pooled keys float32. */
+typedef struct {
+    uint16_t *key, *value;
+    float* pooled;
+    int64_t capacity;
+} cpm_cache;
+
+CPM_API cpm_session* cpm_session_create(int32_t threads, int32_t layers);
+CPM_API void cpm_session_destroy(cpm_session* session);
+CPM_API cpm_pool* cpm_session_pool(cpm_session* session);
+CPM_API int32_t cpm_session_set_cache(cpm_session* session, int32_t layer, const cpm_cache* cache);
+/* Null for a layer that the session does not have. */
+CPM_API const cpm_cache* cpm_session_cache(const cpm_session* session, int32_t layer);
 
 #ifdef __cplusplus
 }

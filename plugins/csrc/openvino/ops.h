@@ -1,0 +1,66 @@
+// The cpm ops as OpenVINO operations that run our kernels: what the `native` flavour of a bundle consists of.
+//
+// Every op takes, as its last input, the address of a cpm_session in an int64 tensor of one element: sessions in
+// one process share a compiled model and its weights, but neither threads nor caches.
+// Weights are the kernels' packed panels (uint8), read in place from the mapped IR.
+#pragma once
+
+#include <openvino/op/op.hpp>
+
+namespace cpm_openvino {
+
+// The attributes of a packed weight matrix.
+struct WeightAttributes {
+    std::int64_t rows = 0, bits = 4, group = 32, symmetric = 1;
+    void visit(ov::AttributeVisitor& visitor);
+};
+
+// scale * rms_norm(x) . w^T. Inputs: x (B, T, K) f32, norm weight (K) f32, panels u8, session.
+class NormLinear : public ov::op::Op {
+public:
+    OPENVINO_OP("NormLinear", "cpm");
+    NormLinear() = default;
+    void validate_and_infer_types() override;
+    bool visit_attributes(ov::AttributeVisitor& visitor) override;
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override;
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
+    bool has_evaluate() const override { return true; }
+
+private:
+    WeightAttributes weight_;
+    float epsilon_ = 1e-6f, scale_ = 1.0f;
+};
+
+// silu(n . gate^T) * (n . up^T) with n = rms_norm(x). Inputs: x, norm weight, gate panels, up panels, session.
+class NormGated : public ov::op::Op {
+public:
+    OPENVINO_OP("NormGated", "cpm");
+    NormGated() = default;
+    void validate_and_infer_types() override;
+    bool visit_attributes(ov::AttributeVisitor& visitor) override;
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override;
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
+    bool has_evaluate() const override { return true; }
+
+private:
+    WeightAttributes weight_;
+    float epsilon_ = 1e-6f;
+};
+
+// residual + scale * (x . w^T). Inputs: x (B, T, K), residual (B, T, rows), panels, session.
+class LinearAdd : public ov::op::Op {
+public:
+    OPENVINO_OP("LinearAdd", "cpm");
+    LinearAdd() = default;
+    void validate_and_infer_types() override;
+    bool visit_attributes(ov::AttributeVisitor& visitor) override;
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override;
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
+    bool has_evaluate() const override { return true; }
+
+private:
+    WeightAttributes weight_;
+    float scale_ = 1.0f;
+};
+
+}  // namespace cpm_openvino
