@@ -5,6 +5,7 @@
 #include "kernels/cpu.h"
 #include "kernels/matmul_nbits.h"
 #include "kernels/rms_norm.h"
+#include "kernels/sparse_attention.h"
 #include "kernels/thread_pool.h"
 
 struct cpm_pool {
@@ -45,6 +46,21 @@ int32_t check(const cpm_nbits_shape* shape, int32_t isa, int64_t m) {
     return cpm_has_isa(isa) ? CPM_OK : CPM_BAD_ISA;
 }
 
+bool is_valid(const cpm_attention_spec& s) {
+    if (s.num_heads < 1 || s.kv_num_heads < 1 || s.num_heads % s.kv_num_heads != 0) return false;
+    if (s.head_size < 8 || s.head_size > cpm::kMaxHeadSize || s.head_size % 8 != 0 || s.topk < 0) return false;
+    if (s.topk == 0) return true;
+    if (s.kernel_stride < 1 || s.kernel_size != 2 * s.kernel_stride || s.block_size != 4 * s.kernel_stride)
+        return false;
+    return s.window_size >= 0 && s.window_size % s.block_size == 0 && s.init_blocks >= 0 && s.topk > s.init_blocks;
+}
+
+bool is_valid(const cpm_attention_rows& r, const cpm_attention_spec& s) {
+    const int64_t query = int64_t(s.num_heads) * s.head_size, key = int64_t(s.kv_num_heads) * s.head_size;
+    if (r.rows < 0 || r.past_length < 0 || (r.cosine == nullptr) != (r.sine == nullptr)) return false;
+    return r.query_stride >= query && r.key_stride >= key && r.value_stride >= key;
+}
+
 }  // namespace
 
 extern "C" {
@@ -56,6 +72,7 @@ const char* cpm_error_text(int32_t status) {
         case CPM_OK: return "ok";
         case CPM_BAD_SHAPE: return "the kernels do not take this shape";
         case CPM_BAD_ISA: return "this CPU lacks the instruction set";
+        case CPM_CACHE_FULL: return "the new rows do not fit the cache";
     }
     return "unknown status";
 }
@@ -130,6 +147,47 @@ int32_t cpm_session_set_cache(cpm_session* session, int32_t layer, const cpm_cac
 const cpm_cache* cpm_session_cache(const cpm_session* session, int32_t layer) {
     const auto index = static_cast<std::size_t>(layer);
     return layer >= 0 && index < session->caches.size() ? &session->caches[index] : nullptr;
+}
+
+int32_t cpm_sparse_attention(cpm_pool* pool, int32_t isa, const cpm_attention_spec* spec, const cpm_cache* cache,
+                             const cpm_attention_rows* rows) {
+    if (!is_valid(*spec) || !is_valid(*rows, *spec) || (spec->topk && !cache->pooled)) return CPM_BAD_SHAPE;
+    if (rows->past_length > cache->capacity - rows->rows) return CPM_CACHE_FULL;
+    if (!cpm_has_isa(isa)) return CPM_BAD_ISA;
+    cpm::AttentionSpec s;
+    s.num_heads = spec->num_heads;
+    s.kv_heads = spec->kv_num_heads;
+    s.head_size = spec->head_size;
+    s.scale = spec->scale;
+    s.topk = spec->topk;
+    if (s.topk) {
+        s.kernel_size = spec->kernel_size;
+        s.kernel_stride = spec->kernel_stride;
+        s.block_size = spec->block_size;
+        s.init_blocks = spec->init_blocks;
+        s.window_size = spec->window_size;
+        s.dense_len = spec->dense_len;
+        s.coarse_lse = spec->coarse_lse != 0;
+    }
+    cpm::AttentionStep step{};
+    step.query = rows->query;
+    step.key = rows->key;
+    step.value = rows->value;
+    step.query_stride = rows->query_stride;
+    step.key_stride = rows->key_stride;
+    step.value_stride = rows->value_stride;
+    step.cosine = rows->cosine;
+    step.sine = rows->sine;
+    step.key_cache = cache->key;
+    step.value_cache = cache->value;
+    step.pooled_cache = s.topk ? cache->pooled : nullptr;
+    step.capacity = cache->capacity;
+    step.past = rows->past_length;
+    step.rows = rows->rows;
+    step.output = rows->output;
+    step.selected = rows->selected;
+    cpm::sparse_attention(pool->pool, static_cast<cpm::Isa>(isa), s, step);
+    return CPM_OK;
 }
 
 }  // extern "C"

@@ -14,7 +14,7 @@
 extern "C" {
 #endif
 
-enum cpm_status { CPM_OK = 0, CPM_BAD_SHAPE = 1, CPM_BAD_ISA = 2 };
+enum cpm_status { CPM_OK = 0, CPM_BAD_SHAPE = 1, CPM_BAD_ISA = 2, CPM_CACHE_FULL = 3 };
 
 /* Grows with every change of a signature or a packed layout. */
 CPM_API int32_t cpm_abi_version(void);
@@ -73,6 +73,32 @@ CPM_API cpm_pool* cpm_session_pool(cpm_session* session);
 CPM_API int32_t cpm_session_set_cache(cpm_session* session, int32_t layer, const cpm_cache* cache);
 /* Null for a layer that the session does not have. */
 CPM_API const cpm_cache* cpm_session_cache(const cpm_session* session, int32_t layer);
+
+/* The attributes of cpm.SparseAttention, in tokens and blocks as plugins/sparse_attention/spec.py has them.
+ * head_size: a multiple of 8 up to 256. */
+typedef struct {
+    int32_t num_heads, kv_num_heads, head_size;
+    float scale;
+    int32_t kernel_size, kernel_stride, block_size, init_blocks, window_size, topk, dense_len, coarse_lse;
+} cpm_attention_spec;
+
+/* The new rows of one sequence. Strides are floats from one row to the next. cosine and sine (rows, head_size / 2)
+ * rotate query and key by halves; null when they are rotated. selected (rows, kv_num_heads, budget) receives the
+ * chosen blocks, -1 for none; may be null, and is left alone with topk 0. */
+typedef struct {
+    const float *query, *key, *value;
+    int64_t query_stride, key_stride, value_stride;
+    const float *cosine, *sine;
+    int64_t past_length, rows;
+    float* output; /* (rows, num_heads * head_size) */
+    int32_t* selected;
+} cpm_attention_rows;
+
+/* Appends the rows to the cache at past_length and attends. The pooled keys, (kv_num_heads,
+ * capacity / kernel_stride, head_size), are needed unless topk is 0. CPM_CACHE_FULL, and nothing changed, when the
+ * rows do not fit. See kernels/sparse_attention.h. */
+CPM_API int32_t cpm_sparse_attention(cpm_pool* pool, int32_t isa, const cpm_attention_spec* spec,
+                                     const cpm_cache* cache, const cpm_attention_rows* rows);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,390 @@
+// Attention kernels on 256-bit vectors with fused multiply-add and float16 conversion.
+#include <immintrin.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "kernels/half.h"
+#include "kernels/sparse_attention.h"
+
+namespace cpm {
+namespace {
+
+constexpr int kLanes = 8;
+constexpr int kTileRows = 6;         // 6 rows by 2 vectors: 12 sums, 2 operands and a broadcast fill 15 registers
+constexpr int kDirectTileRows = 8;   // 8 rows by 1 vector: every half is converted once
+
+alignas(32) constexpr std::uint16_t kZeroHalves[kMaxHeadSize] = {};
+alignas(32) constexpr float kZeroFloats[kMaxHeadSize] = {};
+
+inline __m256 load8(const float* p) { return _mm256_loadu_ps(p); }
+inline __m256 load8(const std::uint16_t* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+
+// 2^x of 8 floats from -125 to 127, relative error below 3e-7 (degree 5 over [-1/2, 1/2]); less counts as -125.
+inline __m256 exp2_8(__m256 x) {
+    const __m256 shifter = _mm256_set1_ps(12582912.0f);  // 1.5 * 2^23: the sum's low bits are the nearest integer
+    x = _mm256_max_ps(x, _mm256_set1_ps(-125.0f));
+    const __m256 shifted = _mm256_add_ps(x, shifter);
+    const __m256 r = _mm256_sub_ps(x, _mm256_sub_ps(shifted, shifter));
+    __m256 p = _mm256_set1_ps(0.00132764608f);
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.00967554189f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.0555071346f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.240221202f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.693146944f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
+    const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));
+}
+
+inline float exp2_1(float x) { return _mm256_cvtss_f32(exp2_8(_mm256_set1_ps(x))); }
+
+inline float largest(__m256 v) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
+}
+
+inline float sum_of(__m256 v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+
+// Lanes below `count` all ones.
+inline __m256 first_lanes(int count) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane));
+}
+
+void to_half(const float* in, std::int64_t n, std::uint16_t* out) {
+    std::int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes)
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i),
+                         _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    for (; i < n; ++i) out[i] = float_to_half(in[i]);
+}
+
+void mean(const std::uint16_t* rows, int count, int size, float* out) {
+    const __m256 divisor = _mm256_set1_ps(float(count));
+    for (int d = 0; d < size; d += kLanes) {
+        __m256 sum = _mm256_setzero_ps();
+        for (int i = 0; i < count; ++i) sum = _mm256_add_ps(sum, load8(rows + std::int64_t(i) * size + d));
+        _mm256_storeu_ps(out + d, _mm256_div_ps(sum, divisor));
+    }
+}
+
+inline __m256i two_rows(const std::uint16_t* low, const std::uint16_t* high) {
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(low))),
+                                   _mm_loadu_si128(reinterpret_cast<const __m128i*>(high)), 1);
+}
+
+inline void store_halves(__m256i keys, float* out) {
+    _mm256_storeu_ps(out, _mm256_cvtph_ps(_mm256_castsi256_si128(keys)));
+    _mm256_storeu_ps(out + kLanes, _mm256_cvtph_ps(_mm256_extracti128_si256(keys, 1)));
+}
+
+// Columns d .. d + 7 of 16 keys, transposed while they are halves.
+inline void transpose(const std::uint16_t* const* keys, int d, float* out) {
+    __m256i a[8], b[8], c[8];
+    for (int i = 0; i < 8; ++i) a[i] = two_rows(keys[i] + d, keys[i + 8] + d);
+    for (int i = 0; i < 4; ++i) {
+        b[i] = _mm256_unpacklo_epi16(a[2 * i], a[2 * i + 1]);
+        b[i + 4] = _mm256_unpackhi_epi16(a[2 * i], a[2 * i + 1]);
+    }
+    for (int h = 0; h < 2; ++h)  // columns 4h .. 4h + 3: first of keys 0-3, then of keys 4-7
+        for (int i = 0; i < 2; ++i) {
+            c[4 * h + 2 * i] = _mm256_unpacklo_epi32(b[4 * h + 2 * i], b[4 * h + 2 * i + 1]);
+            c[4 * h + 2 * i + 1] = _mm256_unpackhi_epi32(b[4 * h + 2 * i], b[4 * h + 2 * i + 1]);
+        }
+    for (int h = 0; h < 2; ++h)
+        for (int i = 0; i < 2; ++i) {
+            store_halves(_mm256_unpacklo_epi64(c[4 * h + i], c[4 * h + i + 2]), out + (4 * h + 2 * i) * kKeyPanel);
+            store_halves(_mm256_unpackhi_epi64(c[4 * h + i], c[4 * h + i + 2]),
+                         out + (4 * h + 2 * i + 1) * kKeyPanel);
+        }
+}
+
+// Columns d .. d + 7 of 8 keys.
+inline void transpose8(const float* const* keys, int d, float* out) {
+    __m256 a[8], b[8];
+    for (int i = 0; i < 8; ++i) a[i] = _mm256_loadu_ps(keys[i] + d);
+    for (int i = 0; i < 4; ++i) {
+        b[2 * i] = _mm256_unpacklo_ps(a[2 * i], a[2 * i + 1]);
+        b[2 * i + 1] = _mm256_unpackhi_ps(a[2 * i], a[2 * i + 1]);
+    }
+    for (int h = 0; h < 2; ++h)
+        for (int i = 0; i < 2; ++i) {
+            a[4 * h + 2 * i] = _mm256_shuffle_ps(b[4 * h + i], b[4 * h + i + 2], 0x44);
+            a[4 * h + 2 * i + 1] = _mm256_shuffle_ps(b[4 * h + i], b[4 * h + i + 2], 0xee);
+        }
+    for (int i = 0; i < 4; ++i) {
+        _mm256_storeu_ps(out + i * kKeyPanel, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
+        _mm256_storeu_ps(out + (i + 4) * kKeyPanel, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
+    }
+}
+
+inline void transpose(const float* const* keys, int d, float* out) {
+    transpose8(keys, d, out);
+    transpose8(keys + kLanes, d, out + kLanes);
+}
+
+template <typename T>
+void pack(const T* keys, const T* zeros, int n, int size, float* panels) {
+    for (int first = 0; first < n; first += kKeyPanel, panels += kKeyPanel * size) {
+        const T* rows[kKeyPanel];
+        for (int i = 0; i < kKeyPanel; ++i) rows[i] = first + i < n ? keys + std::int64_t(first + i) * size : zeros;
+        for (int d = 0; d < size; d += kLanes) transpose(rows, d, panels + d * kKeyPanel);
+    }
+}
+
+void pack_keys(const std::uint16_t* keys, int n, int size, float* panels) {
+    pack(keys, kZeroHalves, n, size, panels);
+}
+
+void pack_pooled(const float* keys, int n, int size, float* panels) { pack(keys, kZeroFloats, n, size, panels); }
+
+void pack_values(const std::uint16_t* values, int n, int size, float* panels) {
+    int first = 0;
+    for (; first + kValuePanel <= size; first += kValuePanel)
+        for (int i = 0; i < n; ++i, panels += kValuePanel) {
+            const std::uint16_t* row = values + std::int64_t(i) * size + first;
+            _mm256_storeu_ps(panels, load8(row));
+            _mm256_storeu_ps(panels + kLanes, load8(row + kLanes));
+        }
+    if (first < size)
+        for (int i = 0; i < n; ++i, panels += kLanes)
+            _mm256_storeu_ps(panels, load8(values + std::int64_t(i) * size + first));
+}
+
+// sums (Rows, 8 * Vectors; ld_sums) = rescale * sums + a (Rows, depth; ld) . b (depth, 8 * Vectors; ld_b).
+// Without rescale the sums start at 0.
+template <int Rows, int Vectors, bool Rescale, typename T>
+inline void multiply(const float* a, std::int64_t ld, int depth, const T* b, std::int64_t ld_b,
+                     const float* rescale, float* sums, std::int64_t ld_sums) {
+    __m256 sum[Rows][Vectors];
+    for (int r = 0; r < Rows; ++r)
+        for (int v = 0; v < Vectors; ++v)
+            sum[r][v] = Rescale ? _mm256_mul_ps(_mm256_loadu_ps(sums + r * ld_sums + v * kLanes),
+                                                _mm256_broadcast_ss(rescale + r))
+                                : _mm256_setzero_ps();
+    for (int k = 0; k < depth; ++k, b += ld_b) {
+        __m256 right[Vectors];
+        for (int v = 0; v < Vectors; ++v) right[v] = load8(b + v * kLanes);
+        for (int r = 0; r < Rows; ++r) {
+            const __m256 left = _mm256_broadcast_ss(a + r * ld + k);
+            for (int v = 0; v < Vectors; ++v) sum[r][v] = _mm256_fmadd_ps(left, right[v], sum[r][v]);
+        }
+    }
+    for (int r = 0; r < Rows; ++r)
+        for (int v = 0; v < Vectors; ++v) _mm256_storeu_ps(sums + r * ld_sums + v * kLanes, sum[r][v]);
+}
+
+// Rows in tiles as equal as they can be: 8 rows are 4 and 4, not 6 and 2.
+template <int Vectors, bool Rescale>
+void multiply_rows(const float* a, int rows, std::int64_t ld, int depth, const float* b, const float* rescale,
+                   float* sums, std::int64_t ld_sums) {
+    constexpr int width = Vectors * kLanes;
+    for (int tiles = (rows + kTileRows - 1) / kTileRows; tiles > 0; --tiles) {
+        const int count = (rows + tiles - 1) / tiles;
+        switch (count) {
+            case 1: multiply<1, Vectors, Rescale>(a, ld, depth, b, width, rescale, sums, ld_sums); break;
+            case 2: multiply<2, Vectors, Rescale>(a, ld, depth, b, width, rescale, sums, ld_sums); break;
+            case 3: multiply<3, Vectors, Rescale>(a, ld, depth, b, width, rescale, sums, ld_sums); break;
+            case 4: multiply<4, Vectors, Rescale>(a, ld, depth, b, width, rescale, sums, ld_sums); break;
+            case 5: multiply<5, Vectors, Rescale>(a, ld, depth, b, width, rescale, sums, ld_sums); break;
+            default: multiply<6, Vectors, Rescale>(a, ld, depth, b, width, rescale, sums, ld_sums); break;
+        }
+        a += count * ld;
+        sums += count * ld_sums;
+        if (Rescale) rescale += count;
+        rows -= count;
+    }
+}
+
+void scores(const float* queries, int rows, int size, const float* keys, int panels, float* out, std::int64_t ld) {
+    for (int p = 0; p < panels; ++p, keys += kKeyPanel * size)
+        multiply_rows<2, false>(queries, rows, size, size, keys, nullptr, out + p * kKeyPanel, ld);
+}
+
+void accumulate(const float* weights, int rows, std::int64_t ld, int n, const float* values, int size,
+                const float* rescale, float* sums) {
+    int first = 0;
+    for (; first + kValuePanel <= size; first += kValuePanel, values += n * kValuePanel)
+        multiply_rows<2, true>(weights, rows, ld, n, values, rescale, sums + first, size);
+    if (first < size) multiply_rows<1, true>(weights, rows, ld, n, values, rescale, sums + first, size);
+}
+
+template <int Rows, int Vectors>
+void direct_tile(const float* weights, std::int64_t ld, int n, const std::uint16_t* values, int size,
+                 const float* rescale, float* sums) {
+    int first = 0;
+    for (; first + Vectors * kLanes <= size; first += Vectors * kLanes)
+        multiply<Rows, Vectors, true>(weights, ld, n, values + first, size, rescale, sums + first, size);
+    for (; first < size; first += kLanes)
+        multiply<Rows, 1, true>(weights, ld, n, values + first, size, rescale, sums + first, size);
+}
+
+void direct_accumulate(const float* weights, int rows, std::int64_t ld, int n, const std::uint16_t* values,
+                       int size, const float* rescale, float* sums) {
+    for (int tiles = (rows + kDirectTileRows - 1) / kDirectTileRows; tiles > 0; --tiles) {
+        const int count = (rows + tiles - 1) / tiles;
+        switch (count) {
+            case 1: direct_tile<1, 8>(weights, ld, n, values, size, rescale, sums); break;
+            case 2: direct_tile<2, 4>(weights, ld, n, values, size, rescale, sums); break;
+            case 3: direct_tile<3, 4>(weights, ld, n, values, size, rescale, sums); break;
+            case 4: direct_tile<4, 2>(weights, ld, n, values, size, rescale, sums); break;
+            case 5: direct_tile<5, 2>(weights, ld, n, values, size, rescale, sums); break;
+            case 6: direct_tile<6, 2>(weights, ld, n, values, size, rescale, sums); break;
+            case 7: direct_tile<7, 1>(weights, ld, n, values, size, rescale, sums); break;
+            default: direct_tile<8, 1>(weights, ld, n, values, size, rescale, sums); break;
+        }
+        weights += count * ld;
+        sums += std::int64_t(count) * size;
+        rescale += count;
+        rows -= count;
+    }
+}
+
+// Dot products of Keys keys with Rows queries.
+template <int Rows, int Keys>
+inline void dots(const float* queries, int size, const std::uint16_t* keys, float* out, std::int64_t ld) {
+    __m256 sum[Rows][Keys];
+    for (int r = 0; r < Rows; ++r)
+        for (int k = 0; k < Keys; ++k) sum[r][k] = _mm256_setzero_ps();
+    for (int d = 0; d < size; d += kLanes) {
+        __m256 query[Rows];
+        for (int r = 0; r < Rows; ++r) query[r] = _mm256_loadu_ps(queries + r * size + d);
+        for (int k = 0; k < Keys; ++k) {
+            const __m256 key = load8(keys + k * size + d);
+            for (int r = 0; r < Rows; ++r) sum[r][k] = _mm256_fmadd_ps(query[r], key, sum[r][k]);
+        }
+    }
+    for (int r = 0; r < Rows; ++r) {
+        if constexpr (Keys == 1) {
+            out[r * ld] = sum_of(sum[r][0]);
+        } else {
+            for (int k = 0; k < Keys; k += 4) {
+                const __m256 four = _mm256_hadd_ps(_mm256_hadd_ps(sum[r][k], sum[r][k + 1]),
+                                                   _mm256_hadd_ps(sum[r][k + 2], sum[r][k + 3]));
+                _mm_storeu_ps(out + r * ld + k,
+                              _mm_add_ps(_mm256_castps256_ps128(four), _mm256_extractf128_ps(four, 1)));
+            }
+        }
+    }
+}
+
+template <int Rows, int Keys>
+void direct_scores_of(const float* queries, int size, const std::uint16_t* keys, int n, float* out,
+                      std::int64_t ld) {
+    int k = 0;
+    for (; k + Keys <= n; k += Keys) dots<Rows, Keys>(queries, size, keys + std::int64_t(k) * size, out + k, ld);
+    for (; k < n; ++k) dots<Rows, 1>(queries, size, keys + std::int64_t(k) * size, out + k, ld);
+}
+
+void direct_scores(const float* queries, int rows, int size, const std::uint16_t* keys, int n, float* out,
+                   std::int64_t ld) {
+    switch (rows) {
+        case 1: direct_scores_of<1, 8>(queries, size, keys, n, out, ld); break;
+        case 2: direct_scores_of<2, 4>(queries, size, keys, n, out, ld); break;
+        default: direct_scores_of<3, 4>(queries, size, keys, n, out, ld); break;
+    }
+}
+
+void softmax(float* scores, int rows, std::int64_t ld, int visible, int padded, float* top, float* total,
+             float* rescale) {
+    const int whole = visible / kLanes * kLanes;
+    const __m256 rest = first_lanes(visible - whole);
+    const __m256 none = _mm256_set1_ps(-std::numeric_limits<float>::infinity());
+    for (int r = 0; r < rows; ++r, scores += ld) {
+        __m256 peak = _mm256_set1_ps(top[r]);
+        for (int i = 0; i < whole; i += kLanes) peak = _mm256_max_ps(peak, _mm256_loadu_ps(scores + i));
+        if (whole < visible)
+            peak = _mm256_max_ps(peak, _mm256_blendv_ps(none, _mm256_loadu_ps(scores + whole), rest));
+        const float now = largest(peak);
+        rescale[r] = now > top[r] ? exp2_1(top[r] - now) : 1.0f;
+        peak = _mm256_set1_ps(now);
+        __m256 sum = _mm256_setzero_ps();
+        for (int i = 0; i < whole; i += kLanes) {
+            const __m256 weight = exp2_8(_mm256_sub_ps(_mm256_loadu_ps(scores + i), peak));
+            _mm256_storeu_ps(scores + i, weight);
+            sum = _mm256_add_ps(sum, weight);
+        }
+        int i = whole;
+        if (i < visible) {
+            const __m256 weight = _mm256_and_ps(exp2_8(_mm256_sub_ps(_mm256_loadu_ps(scores + i), peak)), rest);
+            _mm256_storeu_ps(scores + i, weight);
+            sum = _mm256_add_ps(sum, weight);
+            i += kLanes;
+        }
+        for (; i < padded; i += kLanes) _mm256_storeu_ps(scores + i, _mm256_setzero_ps());
+        total[r] = total[r] * rescale[r] + sum_of(sum);
+        top[r] = now;
+    }
+}
+
+// Windows 4j, 4j + 2, 4j + 4, 4j + 6 of eight j, in no particular order.
+inline __m256 coarse8(const float* s) {
+    __m256 u[4];
+    for (int i = 0; i < 4; ++i, s += kLanes)
+        u[i] = _mm256_add_ps(_mm256_add_ps(_mm256_add_ps(load8(s), load8(s + 2)), load8(s + 4)), load8(s + 6));
+    const __m256 low = _mm256_shuffle_ps(u[0], u[1], 0), high = _mm256_shuffle_ps(u[2], u[3], 0);
+    return _mm256_mul_ps(_mm256_shuffle_ps(low, high, 0x88), _mm256_set1_ps(0.25f));
+}
+
+// Applies body to vectors of the first `count` values that the normaliser is made of, then tail to each other one.
+template <typename Body, typename Tail>
+inline void each(const float* scores, std::int64_t n, std::int64_t coarse, Body body, Tail tail) {
+    std::int64_t j = 0;
+    if (coarse) {
+        // Eight windows read 38 scores, the ones that they are made of and up to three beyond the last.
+        for (; 4 * (j + kLanes) + 6 <= n; j += kLanes) body(coarse8(scores + 4 * j));
+        for (; j < coarse; ++j) {
+            const float* s = scores + 4 * j;
+            tail((s[0] + s[2] + s[4] + s[6]) * 0.25f);
+        }
+    } else {
+        for (; j + kLanes <= n; j += kLanes) body(load8(scores + j));
+        for (; j < n; ++j) tail(scores[j]);
+    }
+}
+
+void normalizer(const float* scores, std::int64_t n, std::int64_t coarse, float* top, float* total) {
+    __m256 peak = _mm256_set1_ps(-std::numeric_limits<float>::infinity()), sum = _mm256_setzero_ps();
+    float peak1 = -std::numeric_limits<float>::infinity(), sum1 = 0.0f;
+    each(
+        scores, n, coarse, [&](__m256 v) { peak = _mm256_max_ps(peak, v); },
+        [&](float v) { peak1 = std::max(peak1, v); });
+    *top = std::max(peak1, largest(peak));
+    const __m256 all = _mm256_set1_ps(*top);
+    each(
+        scores, n, coarse, [&](__m256 v) { sum = _mm256_add_ps(sum, exp2_8(_mm256_sub_ps(v, all))); },
+        [&](float v) { sum1 += exp2_1(v - *top); });
+    *total = sum1 + sum_of(sum);
+}
+
+void probabilities(float* scores, std::int64_t n, float top, float limit, float factor) {
+    const __m256 tops = _mm256_set1_ps(top), limits = _mm256_set1_ps(limit), factors = _mm256_set1_ps(factor);
+    const auto of = [&](__m256 v) {
+        return _mm256_mul_ps(exp2_8(_mm256_min_ps(_mm256_sub_ps(v, tops), limits)), factors);
+    };
+    std::int64_t j = 0;
+    for (; j + kLanes <= n; j += kLanes) _mm256_storeu_ps(scores + j, of(load8(scores + j)));
+    for (; j < n; ++j) scores[j] = _mm256_cvtss_f32(of(_mm256_set1_ps(scores[j])));
+}
+
+void add(const float* values, std::int64_t n, float* sums) {
+    std::int64_t j = 0;
+    for (; j + kLanes <= n; j += kLanes) _mm256_storeu_ps(sums + j, _mm256_add_ps(load8(sums + j), load8(values + j)));
+    for (; j < n; ++j) sums[j] += values[j];
+}
+
+}  // namespace
+
+const AttentionKernels kAttentionAvx2 = {
+    to_half, mean,       pack_keys,         pack_pooled, pack_values,   scores, direct_scores,
+    softmax, accumulate, direct_accumulate, normalizer,  probabilities, add,
+};
+
+}  // namespace cpm

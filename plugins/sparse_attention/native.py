@@ -1,0 +1,195 @@
+"""``cpm.SparseAttention`` through the native library, on caches that are updated in place."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cpm_edge.plugins.native import Isa, NativeError, ThreadPool, best_isa, check, library, pointer
+from cpm_edge.plugins.sparse_attention.spec import SparseAttentionSpec
+
+Floats = npt.NDArray[np.float32]
+Halves = npt.NDArray[np.float16]
+Indices = npt.NDArray[np.int32]
+
+_POINTERS = ("query", "key", "value")
+
+
+class _Spec(ctypes.Structure):
+    _fields_ = (
+        ("num_heads", ctypes.c_int32),
+        ("kv_num_heads", ctypes.c_int32),
+        ("head_size", ctypes.c_int32),
+        ("scale", ctypes.c_float),
+        ("kernel_size", ctypes.c_int32),
+        ("kernel_stride", ctypes.c_int32),
+        ("block_size", ctypes.c_int32),
+        ("init_blocks", ctypes.c_int32),
+        ("window_size", ctypes.c_int32),
+        ("topk", ctypes.c_int32),
+        ("dense_len", ctypes.c_int32),
+        ("coarse_lse", ctypes.c_int32),
+    )
+
+
+class _Cache(ctypes.Structure):
+    _fields_ = (
+        ("key", ctypes.c_void_p),
+        ("value", ctypes.c_void_p),
+        ("pooled", ctypes.c_void_p),
+        ("capacity", ctypes.c_int64),
+    )
+
+
+class _Rows(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        *((f"{name}_stride", ctypes.c_int64) for name in _POINTERS),
+        ("cosine", ctypes.c_void_p),
+        ("sine", ctypes.c_void_p),
+        ("past_length", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
+        ("output", ctypes.c_void_p),
+        ("selected", ctypes.c_void_p),
+    )
+
+
+@dataclass(frozen=True)
+class AttentionCache:
+    """The buffers of one layer, written in place.
+
+    Attributes:
+        key, value: (B, kv_num_heads, C, D) float16.
+        pooled: (B, kv_num_heads, C / kernel_stride, D) float32, None where the spec is dense.
+    """
+
+    key: Halves
+    value: Halves
+    pooled: Floats | None
+
+    @classmethod
+    def empty(cls, spec: SparseAttentionSpec, batch: int, capacity: int, size: int) -> AttentionCache:
+        """Zeros for ``capacity`` rows of ``size`` floats a head.
+
+        Raises:
+            ValueError: a sparse spec and a capacity that is not whole blocks.
+        """
+        shape = (batch, spec.kv_num_heads, capacity, size)
+        pooled = None
+        if not spec.is_dense:
+            if capacity % spec.block_size:
+                raise ValueError(f"capacity: expected a multiple of {spec.block_size}, got {capacity}")
+            windows = capacity // spec.kernel_stride
+            pooled = np.zeros((batch, spec.kv_num_heads, windows, size), np.float32)
+        return cls(np.zeros(shape, np.float16), np.zeros(shape, np.float16), pooled)
+
+
+def sparse_attention(
+    pool: ThreadPool,
+    spec: SparseAttentionSpec,
+    query: Floats,
+    key: Floats,
+    value: Floats,
+    cache: AttentionCache,
+    past_length: npt.NDArray[np.int64],
+    *,
+    rotation: tuple[Floats, Floats] | None = None,
+    isa: Isa | None = None,
+    out: Floats | None = None,
+    selected: Indices | None = None,
+) -> Floats:
+    """The output (B, T, num_heads * D); ``cache`` receives the new rows and the pooled keys they complete.
+
+    Args:
+        query, key, value: (B, T, heads * D) float32. Columns of one wider matrix are read in place.
+        past_length: (B,) rows that the cache holds already.
+        rotation: cosines and sines (B, T, D / 2) to rotate query and key by halves; None if they are rotated.
+        selected: (B, T, kv_num_heads, budget), receives the chosen blocks, -1 for none; left alone by
+            a dense spec.
+
+    Raises:
+        NativeError: shapes that do not fit together, other types, or more rows than the cache has left.
+    """
+    batch, rows, width = query.shape
+    size = width // spec.num_heads
+    output = np.empty((batch, rows, width), np.float32) if out is None else out
+    _check_shapes(spec, query, key, value, cache, past_length, rotation, output, selected)
+    c_spec = _Spec(head_size=size, **spec.attributes())
+    for b in range(batch):
+        c_cache = _Cache(
+            pointer(cache.key[b], np.float16),
+            pointer(cache.value[b], np.float16),
+            None if cache.pooled is None else pointer(cache.pooled[b], np.float32),
+            cache.key.shape[2],
+        )
+        c_rows = _Rows(
+            **{
+                name: array[b].ctypes.data for name, array in zip(_POINTERS, (query, key, value), strict=True)
+            },
+            **{
+                f"{name}_stride": _row_stride(name, array[b])
+                for name, array in zip(_POINTERS, (query, key, value), strict=True)
+            },
+            cosine=None if rotation is None else pointer(rotation[0][b], np.float32),
+            sine=None if rotation is None else pointer(rotation[1][b], np.float32),
+            past_length=int(past_length[b]),
+            rows=rows,
+            output=pointer(output[b], np.float32),
+            selected=None if selected is None else pointer(selected[b], np.int32),
+        )
+        status = library().cpm_sparse_attention(
+            pool.handle,
+            ctypes.c_int32(best_isa() if isa is None else isa),
+            ctypes.byref(c_spec),
+            ctypes.byref(c_cache),
+            ctypes.byref(c_rows),
+        )
+        check(status, f"cpm_sparse_attention, {rows} rows after {int(past_length[b])}")
+    return output
+
+
+def _check_shapes(
+    spec: SparseAttentionSpec,
+    query: Floats,
+    key: Floats,
+    value: Floats,
+    cache: AttentionCache,
+    past_length: npt.NDArray[np.int64],
+    rotation: tuple[Floats, Floats] | None,
+    output: Floats,
+    selected: Indices | None,
+) -> None:
+    batch, rows, width = query.shape
+    size, heads, capacity = width // spec.num_heads, spec.kv_num_heads, cache.key.shape[2]
+    expected: dict[str, tuple[npt.NDArray[Any] | None, tuple[int, ...]]] = {
+        "query": (query, (batch, rows, spec.num_heads * size)),
+        "key": (key, (batch, rows, heads * size)),
+        "value": (value, (batch, rows, heads * size)),
+        "past_length": (past_length, (batch,)),
+        "key cache": (cache.key, (batch, heads, capacity, size)),
+        "value cache": (cache.value, (batch, heads, capacity, size)),
+        "out": (output, (batch, rows, width)),
+        "selected": (selected, (batch, rows, heads, spec.budget)),
+    }
+    if not spec.is_dense:
+        if cache.pooled is None:
+            raise NativeError("pooled cache: a sparse spec needs one")
+        expected["pooled cache"] = (cache.pooled, (batch, heads, capacity // spec.kernel_stride, size))
+    for name, table in zip(("cosines", "sines"), rotation or (), strict=False):
+        expected[name] = (table, (batch, rows, size // 2))
+    for name, (array, shape) in expected.items():
+        if array is not None and array.shape != shape:
+            raise NativeError(f"{name}: expected {shape}, got {array.shape}")
+
+
+def _row_stride(name: str, array: Floats) -> int:
+    """Floats from one row of (T, n) to the next."""
+    if len(array) <= 1 and array.dtype == np.float32 and array.flags.c_contiguous:
+        return array.shape[1]
+    if array.dtype != np.float32 or array.strides[1] != 4 or array.strides[0] % 4:
+        raise NativeError(f"{name}: expected float32 rows without gaps, got {array.dtype} {array.strides}")
+    return array.strides[0] // 4
