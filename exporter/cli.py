@@ -17,6 +17,7 @@ from cpm_edge.exporter.errors import ExportWarning
 from cpm_edge.exporter.options import (
     ACTIVATIONS,
     ATTENTION,
+    FLAVOURS,
     HEAD_FORMATS,
     KV_CACHE,
     TARGETS,
@@ -92,6 +93,13 @@ def _list_models(context: click.Context, _: click.Parameter, value: bool) -> Non
     show_default=False,
     help="int8 quantizes the inputs of integer layers at run time: faster, less exact. "
     "Default: int8 for ort, where it is many times faster, fp32 for aipc.",
+)
+@click.option(
+    "--flavour",
+    default="stock",
+    type=click.Choice(FLAVOURS),
+    help="aipc only. stock: standard operators, for every device and other people's tools; "
+    "native: our CPU kernels, fastest and sparse.",
 )
 @click.option(
     "--max-context", type=click.IntRange(min=1), show_default=False, help="Tokens; the checkpoint's limit."

@@ -149,6 +149,7 @@ def _trace(plan: Plan, folder: Path, progress: Progress) -> BuildJob:
         max_context=plan.max_context,
         kv_cache=plan.options.kv_cache,
         activations=plan.options.activations,
+        flavour=plan.options.flavour,
         progress=progress.advance,
     )
 

@@ -11,6 +11,7 @@ HEAD_FORMATS = ("fp32", "fp16", "bf16", "int8")
 ATTENTION = ("auto", "dense", "sparse")
 KV_CACHE = ("fp32", "fp16", "int8")
 ACTIVATIONS = ("fp32", "int8")
+FLAVOURS = ("stock", "native")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class ExportOptions:
     attention: str = "auto"
     kv_cache: str | None = None
     activations: str | None = None
+    flavour: str = "stock"
     max_context: int | None = None
     revision: str | None = None
     verify: bool = True

@@ -113,7 +113,7 @@ class ModelWeights:
         return scheme
 
     def blocks(self, name: str) -> Iterator[npt.NDArray[np.float32]]:
-        """The tensor as float32 row blocks, each with an even number of rows but the last.
+        """The tensor as float32 row blocks, each with a multiple of 8 rows but the last.
 
         Raises:
             CheckpointError: a value is NaN or infinite; names the tensor and the row.
@@ -122,7 +122,7 @@ class ModelWeights:
             yield self.constants[name]
             return
         shape = self.shapes[name]
-        step = max(BLOCK_ELEMENTS // (shape[-1] if len(shape) > 1 else 1) & ~1, 2)
+        step = max(BLOCK_ELEMENTS // (shape[-1] if len(shape) > 1 else 1) & ~7, 8)
         for start in range(0, shape[0], step):
             block = self.checkpoint.read(name, start, min(start + step, shape[0]))
             with _named(name, start):

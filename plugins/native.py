@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 ABI_VERSION = 1
 _NAMES = ("libcpm_kernels.so", "cpm_kernels.dll")
+_EXTENSIONS = ("libcpm_openvino.so", "cpm_openvino.dll")
 
 
 class Isa(enum.IntEnum):
@@ -40,6 +41,22 @@ def library_path() -> Path | None:
         return Path(named)
     folder = Path(__file__).parent / "lib"
     return next((folder / name for name in _NAMES if (folder / name).is_file()), None)
+
+
+def extension_path() -> Path:
+    """The OpenVINO extension, which lies beside the kernels.
+
+    Raises:
+        NativeError: it was not built.
+    """
+    kernels = library_path()
+    folder = kernels.parent if kernels else Path(__file__).parent / "lib"
+    found = next((folder / name for name in _EXTENSIONS if (folder / name).is_file()), None)
+    if found is None:
+        raise NativeError(
+            "the OpenVINO extension was not built: openvino was not installed when cpm-edge was"
+        )
+    return found
 
 
 @functools.cache

@@ -20,6 +20,7 @@ __all__ = ["load", "open_engine"]
 
 # Each module has open_engine(bundle, *, device, threads, max_context) -> Engine.
 _ENGINES = {"ort": "cpm_edge.runtimes.ort", "aipc": "cpm_edge.runtimes.openvino"}
+_NATIVE = "cpm_edge.runtimes.openvino_native"
 
 
 def load(
@@ -83,6 +84,8 @@ def open_engine(
             f"target: expected one of {', '.join(sorted(_ENGINES))}, got {bundle.manifest.target!r}",
             hint="This version of the runtime has no engine for that target; export for another --target.",
         )
+    if bundle.manifest.flavour == "native":
+        module = _NATIVE
     engine: Engine = importlib.import_module(module).open_engine(
         bundle, device=device, threads=threads, max_context=max_context
     )

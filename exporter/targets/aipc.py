@@ -1,4 +1,8 @@
-"""OpenVINO IR, flavour ``stock``: a stateful model of standard operators that LLMPipeline opens unchanged."""
+"""OpenVINO IR in one of two flavours.
+
+``stock`` is a stateful model of standard operators that LLMPipeline opens unchanged; ``native`` (aipc_native)
+runs our kernels.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +20,10 @@ from cpm_edge.exporter.passes.openvino_constants import attach_constants
 from cpm_edge.exporter.passes.openvino_names import renumber
 from cpm_edge.exporter.passes.openvino_state import make_stateful, stable_topk
 from cpm_edge.exporter.passes.openvino_weights import OpenVinoWeights
+from cpm_edge.exporter.targets.aipc_native import OPS, build_native
 from cpm_edge.exporter.targets.common import BuildJob, Built
 from cpm_edge.exporter.targets.openvino_tokenizer import DETOKENIZER, TOKENIZER, write_tokenizer
-from cpm_edge.plugins import DOMAIN
+from cpm_edge.plugins import DOMAIN, VERSION
 from cpm_edge.plugins.sparse_attention.body import functions
 from cpm_edge.plugins.sparse_attention.spec import OP
 from cpm_edge.runtimes.errors import missing_dependency
@@ -38,6 +43,8 @@ def build(job: BuildJob) -> Built:
         import openvino as ov
     except ImportError as error:
         raise missing_dependency("openvino", "aipc") from error
+    if job.flavour == "native":
+        return _native(job)
     spec = job.config.attention_spec(0)
     kv_cache = job.kv_cache or ("fp32" if job.weights.policy.linear.format.value == "fp32" else "fp16")
     if not spec.is_dense and kv_cache == "int8":
@@ -61,11 +68,7 @@ def build(job: BuildJob) -> Built:
         renumber(job.folder / name)
     how = "SDPA" if spec.is_dense else "inlined function body"
     return Built(
-        engine={
-            "name": "openvino",
-            "version": importlib.metadata.version("openvino"),
-            "requires": ">=" + ".".join(importlib.metadata.version("openvino").split(".")[:2]),
-        },
+        engine=_engine(),
         cache={
             "form": "state",
             "dtype": {"fp32": "float32", "fp16": "float16", "int8": "uint8"}[kv_cache],
@@ -74,9 +77,35 @@ def build(job: BuildJob) -> Built:
             "head_dim": job.config.head_dim,
         },
         activations=activations,
-        ops=[{"name": f"{DOMAIN}.{OP}", "version": 1, "how": how}],
+        ops=[{"name": f"{DOMAIN}.{OP}", "version": VERSION, "how": how}],
         flavour="stock",
     )
+
+
+def _native(job: BuildJob) -> Built:
+    for option, value, only in (
+        ("--kv-cache", job.kv_cache, "fp16"),
+        ("--activations", job.activations, "int8"),
+    ):
+        if value not in (None, only):
+            raise ExportError(
+                f"{option}: expected {only} in the native flavour, got {value}",
+                hint=f"leave {option} out, or use --flavour stock",
+            )
+    cache = build_native(job)
+    return Built(
+        engine=_engine(exact=True),
+        cache=cache,
+        activations="int8",
+        ops=[{"name": f"{DOMAIN}.{name}", "version": VERSION, "how": "OpenVINO extension"} for name in OPS],
+        flavour="native",
+    )
+
+
+def _engine(*, exact: bool = False) -> dict[str, str]:
+    version = importlib.metadata.version("openvino")
+    release = ".".join(version.split(".")[:2])
+    return {"name": "openvino", "version": version, "requires": f"=={version}" if exact else f">={release}"}
 
 
 def _read(model: ir.Model, *, is_dense: bool) -> Any:

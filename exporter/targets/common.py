@@ -24,6 +24,7 @@ class BuildJob:
         kv_cache: "fp32", "fp16" or "int8"; None lets the target choose.
         activations: "fp32", or "int8" to quantize the inputs of integer linear layers at run time; None lets
             the target choose.
+        flavour: "stock" or "native", for target aipc.
         max_context: tokens the bundle is made for.
         progress: called with the number of weight elements written.
     """
@@ -36,6 +37,7 @@ class BuildJob:
     max_context: int
     kv_cache: str | None
     activations: str | None
+    flavour: str
     progress: Callable[[int], None]
 
 

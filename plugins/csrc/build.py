@@ -13,6 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent
 KERNELS = "cpm_kernels"
+OPENVINO = "cpm_openvino"
 
 GNU_FLAGS = ["-std=c++17", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra", "-g0"]
 # Contraction would give the scalar path other roundings than the vector paths.
@@ -65,3 +66,31 @@ def build_kernels(compiler: Any, work: Path, output: Path, *, sanitize: bool = F
         objects, str(output / name), output_dir=None, extra_postargs=link, target_lang="c++"
     )
     return output / name
+
+
+def build_openvino(compiler: Any, work: Path, output: Path, package: Path) -> Path:
+    """Compile the OpenVINO extension against the installed package; it loads the kernels that lie beside it.
+
+    Args:
+        package: folder of the ``openvino`` Python package, which ships headers and libraries.
+    """
+    objects = compiler.compile(
+        [os.path.relpath(path) for path in sorted((ROOT / "openvino").glob("*.cpp"))],
+        output_dir=str(work),
+        include_dirs=[str(ROOT), str(package / "include")],
+        extra_postargs=["-std=c++17", "-O2", "-g0", "-fvisibility=hidden"],
+    )
+    # The names carry the exact version: an extension fits the openvino that it was built against.
+    libraries = [
+        next((package / "libs").glob(f"lib{name}.so.*")) for name in ("openvino", "openvino_onnx_frontend")
+    ]
+    compiler.link_shared_object(
+        [*objects, *map(str, libraries)],
+        str(output / f"lib{OPENVINO}.so"),
+        output_dir=None,
+        library_dirs=[str(output)],
+        libraries=[KERNELS],
+        extra_postargs=["-Wl,-rpath,$ORIGIN"],
+        target_lang="c++",
+    )
+    return output / f"lib{OPENVINO}.so"

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "kernels/cpu.h"
+#include "kernels/linear_attention.h"
 #include "kernels/matmul_nbits.h"
 #include "kernels/rms_norm.h"
 #include "kernels/sparse_attention.h"
@@ -147,6 +148,27 @@ int32_t cpm_session_set_cache(cpm_session* session, int32_t layer, const cpm_cac
 const cpm_cache* cpm_session_cache(const cpm_session* session, int32_t layer) {
     const auto index = static_cast<std::size_t>(layer);
     return layer >= 0 && index < session->caches.size() ? &session->caches[index] : nullptr;
+}
+
+int32_t cpm_linear_attention(cpm_pool* pool, int32_t isa, const cpm_linear_shape* shape, const float* query,
+                             const float* key, const float* value, const float* decay, float scale, float* state,
+                             float* output) {
+    const cpm_linear_shape& s = *shape;
+    if (s.batch < 1 || s.rows < 0 || s.heads < 1 || s.size < 1 || s.value_size < 1) return CPM_BAD_SHAPE;
+    if (s.query_stride < s.heads * s.size || s.key_stride < s.heads * s.size) return CPM_BAD_SHAPE;
+    if (s.value_stride < s.heads * s.value_size) return CPM_BAD_SHAPE;
+    if (!cpm_has_isa(isa)) return CPM_BAD_ISA;
+    cpm::LinearAttentionCall call{};
+    call.shape = {s.batch, s.rows, s.heads, s.size, s.value_size, s.query_stride, s.key_stride, s.value_stride};
+    call.query = query;
+    call.key = key;
+    call.value = value;
+    call.decay = decay;
+    call.scale = scale;
+    call.state = state;
+    call.output = output;
+    cpm::linear_attention(pool->pool, static_cast<cpm::Isa>(isa), call);
+    return CPM_OK;
 }
 
 int32_t cpm_sparse_attention(cpm_pool* pool, int32_t isa, const cpm_attention_spec* spec, const cpm_cache* cache,

@@ -56,7 +56,7 @@ CPM_API int32_t cpm_rms_norm(cpm_pool* pool, int32_t isa, const float* x, const 
 CPM_API int32_t cpm_nbits_gated(cpm_pool* pool, int32_t isa, const cpm_nbits_shape* shape, const uint8_t* gate,
                                 const uint8_t* up, const float* x, int64_t m, float* y);
 
-/* What a graph op needs beside its tensors: a session's threads and caches. Graphs pass its address in an int64
+/* What a graph op needs beside its tensors: a session's threads and caches. Graphs pass its address in a
  * tensor, so that sessions in one process share a compiled model but neither threads nor caches. */
 typedef struct cpm_session cpm_session;
 
@@ -73,6 +73,19 @@ CPM_API cpm_pool* cpm_session_pool(cpm_session* session);
 CPM_API int32_t cpm_session_set_cache(cpm_session* session, int32_t layer, const cpm_cache* cache);
 /* Null for a layer that the session does not have. */
 CPM_API const cpm_cache* cpm_session_cache(const cpm_session* session, int32_t layer);
+
+/* Heads of D = size and Dv = value_size; strides are floats from one row to the next, so that query, key and
+ * value may be columns of a wider matrix. */
+typedef struct {
+    int64_t batch, rows, heads, size, value_size;
+    int64_t query_stride, key_stride, value_stride;
+} cpm_linear_shape;
+
+/* output (batch, rows, heads * Dv) from query, key (batch, rows, heads * D), value (batch, rows, heads * Dv) and
+ * log decays (heads); state (batch, heads, D, Dv) is updated in place. See kernels/linear_attention.h. */
+CPM_API int32_t cpm_linear_attention(cpm_pool* pool, int32_t isa, const cpm_linear_shape* shape, const float* query,
+                                     const float* key, const float* value, const float* decay, float scale,
+                                     float* state, float* output);
 
 /* The attributes of cpm.SparseAttention, in tokens and blocks as plugins/sparse_attention/spec.py has them.
  * head_size: a multiple of 8 up to 256. */

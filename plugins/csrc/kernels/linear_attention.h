@@ -13,10 +13,10 @@
 
 namespace cpm {
 
-constexpr int kLinearChunk = 64;
+constexpr int kLinearChunk = 48;  // whole tiles of 6 rows; shorter chunks read the state more often
 
 struct LinearAttentionShape {
-    std::int64_t batch = 1, rows = 1, heads = 1;
+    std::int64_t batch = 0, rows = 0, heads = 0;
     std::int64_t size = 0, value_size = 0;  // of a head: D of queries and keys, Dv of values
     // Floats from one row to the next: heads * size or more, so that inputs may be columns of a wider matrix.
     std::int64_t query_stride = 0, key_stride = 0, value_stride = 0;

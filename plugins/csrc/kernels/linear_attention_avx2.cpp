@@ -14,7 +14,7 @@ namespace {
 
 constexpr std::int64_t kPanel = 16;
 constexpr int kTileRows = 6;
-constexpr std::int64_t kTransposedStride = kLinearChunk + 16;  // off the power of two that would share cache sets
+constexpr std::int64_t kTransposedStride = kLinearChunk + 32;  // 5 cache lines: a power of two would share cache sets
 
 struct Tile {
     __m256 low[kTileRows], high[kTileRows];
@@ -51,16 +51,18 @@ inline void store(float* to, __m256 low, __m256 high, std::int64_t width) {
     std::memcpy(to, whole, std::size_t(width) * sizeof(float));
 }
 
-// Calls body.template operator()<R>(row) for tiles of R rows that cover [0, rows).
+// Calls body.tile<R>(row) for tiles of R rows that cover [0, rows).
 template <class Body>
 inline void for_tiles(std::int64_t rows, const Body& body) {
     std::int64_t row = 0;
-    for (; row + kTileRows <= rows; row += kTileRows) body.template tile<kTileRows>(row);
+    // A tile of 2 rows waits for its own sums; two of 4 rows do not.
+    const std::int64_t full = rows % kTileRows == 2 && rows > kTileRows ? rows - 8 : rows / kTileRows * kTileRows;
+    for (; row < full; row += kTileRows) body.template tile<kTileRows>(row);
+    for (; rows - row >= 4 && rows - row != 5; row += 4) body.template tile<4>(row);
     switch (rows - row) {
         case 1: return body.template tile<1>(row);
         case 2: return body.template tile<2>(row);
         case 3: return body.template tile<3>(row);
-        case 4: return body.template tile<4>(row);
         case 5: return body.template tile<5>(row);
     }
 }
@@ -264,40 +266,30 @@ void chunks(const LinearSlice& s) {
     if (packed) unpack_panels(scratch.state, panel_stride, s.size, s.columns, s.state, s.state_stride);
 }
 
-// Rows of the state that are decayed, updated and multiplied by the query in one pass over memory.
-template <int Rows>
-inline void step_rows(const LinearSlice& s, std::int64_t d, float keep) {
-    float q[Rows], k[Rows];
-    for (int r = 0; r < Rows; ++r) q[r] = s.query[d + r] * s.scale, k[r] = s.key[d + r];
-    float* state = s.state + d * s.state_stride;
-    const __m256 decay = _mm256_set1_ps(keep);
-    std::int64_t c = 0;
-    for (; c + 8 <= s.columns; c += 8) {
-        const __m256 value = _mm256_loadu_ps(s.value + c);
-        __m256 sum = _mm256_loadu_ps(s.output + c);
-        for (int r = 0; r < Rows; ++r) {
-            float* at = state + r * s.state_stride + c;
-            const __m256 kept = _mm256_mul_ps(decay, _mm256_loadu_ps(at));
-            const __m256 now = _mm256_fmadd_ps(_mm256_set1_ps(k[r]), value, kept);
-            _mm256_storeu_ps(at, now);
-            sum = _mm256_fmadd_ps(_mm256_set1_ps(q[r]), now, sum);
-        }
-        _mm256_storeu_ps(s.output + c, sum);
-    }
-    for (; c < s.columns; ++c)
-        for (int r = 0; r < Rows; ++r) {
-            float& at = state[r * s.state_stride + c];
-            at = std::fma(k[r], s.value[c], keep * at);
-            s.output[c] = std::fma(q[r], at, s.output[c]);
-        }
-}
-
+// Decays, updates and multiplies the state by the query in one pass over memory, strictly from front to back:
+// several rows at once would save loads of the output, but keep the hardware from streaming the state.
 void step(const LinearSlice& s) {
     const float keep = std::exp(s.decay);
-    std::memset(s.output, 0, std::size_t(s.columns) * sizeof(float));
-    std::int64_t d = 0;
-    for (; d + 4 <= s.size; d += 4) step_rows<4>(s, d, keep);
-    for (; d < s.size; ++d) step_rows<1>(s, d, keep);
+    const __m256 decay = _mm256_set1_ps(keep);
+    const std::int64_t columns = s.columns;
+    const float* value = s.value;
+    float *state = s.state, *output = s.output;
+    std::memset(output, 0, std::size_t(columns) * sizeof(float));
+    for (std::int64_t d = 0; d < s.size; ++d, state += s.state_stride) {
+        const float key = s.key[d], query = s.query[d] * s.scale;
+        const __m256 k = _mm256_set1_ps(key), q = _mm256_set1_ps(query);
+        std::int64_t c = 0;
+        for (; c + 8 <= columns; c += 8) {
+            const __m256 kept = _mm256_mul_ps(decay, _mm256_loadu_ps(state + c));
+            const __m256 now = _mm256_fmadd_ps(k, _mm256_loadu_ps(value + c), kept);
+            _mm256_storeu_ps(state + c, now);
+            _mm256_storeu_ps(output + c, _mm256_fmadd_ps(q, now, _mm256_loadu_ps(output + c)));
+        }
+        for (; c < columns; ++c) {
+            state[c] = std::fma(key, value[c], keep * state[c]);
+            output[c] = std::fma(query, state[c], output[c]);
+        }
+    }
 }
 
 }  // namespace

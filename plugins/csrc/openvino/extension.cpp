@@ -18,6 +18,7 @@ std::vector<ov::Extension::Ptr> all() {
     add<cpm_openvino::NormLinear>(extensions, "NormLinear");
     add<cpm_openvino::NormGated>(extensions, "NormGated");
     add<cpm_openvino::LinearAdd>(extensions, "LinearAdd");
+    add<cpm_openvino::CachedAttention>(extensions, "CachedAttention");
     return extensions;
 }
 

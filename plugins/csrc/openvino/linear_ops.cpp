@@ -1,15 +1,12 @@
+#include <cstring>
 #include <vector>
 
-#include "capi.h"
 #include "openvino/ops.h"
 
 namespace cpm_openvino {
 namespace {
 
-cpm_pool* pool_of(const ov::Tensor& handle) {
-    const auto address = static_cast<std::uintptr_t>(*handle.data<const std::int64_t>());
-    return cpm_session_pool(reinterpret_cast<cpm_session*>(address));
-}
+cpm_pool* pool_of(const ov::Tensor& handle) { return cpm_session_pool(session_of(handle)); }
 
 void check(std::int32_t status, const ov::Node& node) {
     OPENVINO_ASSERT(status == CPM_OK, node.get_type_name(), " ", node.get_friendly_name(), ": ", cpm_error_text(status));
@@ -51,6 +48,14 @@ void set_output(ov::Tensor& output, const ov::Shape& x, std::int64_t rows) {
 }
 
 }  // namespace
+
+cpm_session* session_of(const ov::Tensor& handle) {
+    OPENVINO_ASSERT(handle.get_byte_size() == sizeof(cpm_session*), "session: expected an address, got ",
+                    handle.get_byte_size(), " bytes");
+    cpm_session* session = nullptr;
+    std::memcpy(&session, handle.data(), sizeof session);
+    return session;
+}
 
 void WeightAttributes::visit(ov::AttributeVisitor& visitor) {
     visitor.on_attribute("rows", rows);

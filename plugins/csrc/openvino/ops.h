@@ -1,13 +1,17 @@
 // The cpm ops as OpenVINO operations that run our kernels: what the `native` flavour of a bundle consists of.
 //
-// Every op takes, as its last input, the address of a cpm_session in an int64 tensor of one element: sessions in
-// one process share a compiled model and its weights, but neither threads nor caches.
+// Every op takes, as its last input, the address of a cpm_session as 8 bytes (the CPU plugin narrows int64 to
+// int32): sessions in one process share a compiled model and its weights, but neither threads nor caches.
 // Weights are the kernels' packed panels (uint8), read in place from the mapped IR.
 #pragma once
 
 #include <openvino/op/op.hpp>
 
+#include "capi.h"
+
 namespace cpm_openvino {
+
+cpm_session* session_of(const ov::Tensor& handle);
 
 // The attributes of a packed weight matrix.
 struct WeightAttributes {
@@ -60,6 +64,26 @@ public:
 
 private:
     WeightAttributes weight_;
+    float scale_ = 1.0f;
+};
+
+// Rotary embedding, append to the session's cache, attention. Inputs: qkv (B, T, (num_heads + 2 kv_num_heads) * D),
+// cos and sin (B, T, D / 2), past_length (B), session; B is 1. The attributes are those of cpm.SparseAttention,
+// and `layer`, which names the cache.
+class CachedAttention : public ov::op::Op {
+public:
+    OPENVINO_OP("CachedAttention", "cpm");
+    CachedAttention() = default;
+    void validate_and_infer_types() override;
+    bool visit_attributes(ov::AttributeVisitor& visitor) override;
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override;
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
+    bool has_evaluate() const override { return true; }
+
+private:
+    std::int64_t layer_ = 0, num_heads_ = 1, kv_num_heads_ = 1, kernel_size_ = 32, kernel_stride_ = 16;
+    std::int64_t block_size_ = 64, init_blocks_ = 1, window_size_ = 2048, topk_ = 0, dense_len_ = 8192;
+    std::int64_t coarse_lse_ = 1;
     float scale_ = 1.0f;
 };
 

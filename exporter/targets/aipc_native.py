@@ -1,0 +1,65 @@
+"""OpenVINO IR, flavour ``native``: cpm ops over packed weights, for our extension on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+
+from cpm_edge.exporter.disk import openvino_disk_errors
+from cpm_edge.exporter.errors import ExportError
+from cpm_edge.exporter.passes.native_ops import NativeFusion
+from cpm_edge.exporter.passes.native_weights import NativeWeights
+from cpm_edge.exporter.passes.openvino_constants import attach_constants
+from cpm_edge.exporter.passes.openvino_names import renumber
+from cpm_edge.exporter.targets.common import BuildJob
+from cpm_edge.plugins.native import NativeError, extension_path
+
+MODEL = "openvino_native.xml"
+DATA = "openvino_native.bin"
+OPS = ("NormLinear", "NormGated", "LinearAdd", "CachedAttention")
+
+
+def build_native(job: BuildJob) -> dict[str, Any]:
+    """Write the native model into ``job.folder``.
+
+    Returns:
+        The manifest's description of its cache.
+
+    Raises:
+        ExportError: the extension is not here, a format that the kernels do not take, or a disk error.
+    """
+    import openvino as ov
+
+    plan = NativeFusion(job.model.graph, job.weights).run()
+    for name, value in list(job.model.graph.initializers.items()):
+        if value.const_value is None:
+            del job.model.graph.initializers[name]
+            if value.uses():
+                job.model.graph.inputs.append(value)
+    core = ov.Core()
+    try:
+        core.add_extension(str(extension_path()))
+    except (NativeError, RuntimeError) as error:
+        raise ExportError(
+            f"--flavour native: {error}",
+            hint="install cpm-edge where g++ is available, or use --flavour stock",
+        ) from error
+    model = core.read_model(ir.serde.serialize_model(job.model).SerializeToString())
+    weights = NativeWeights(model, job.weights, plan)
+    weights.replace_parameters()
+    with openvino_disk_errors(job.folder / MODEL):
+        ov.serialize(model, str(job.folder / MODEL), str(job.folder / DATA))
+    del model
+    attach_constants(job.folder / MODEL, job.folder / DATA, weights, job.progress)
+    renumber(job.folder / MODEL)
+    spec = job.config.attention_spec(0)
+    return {
+        "form": "session",
+        "dtype": "float16",
+        "layers": job.config.num_hidden_layers,
+        "kv_heads": job.config.num_key_value_heads,
+        "head_dim": job.config.head_dim,
+        "multiple_of": spec.block_size,
+        "pooled_stride": 0 if spec.is_dense else spec.kernel_stride,
+    }

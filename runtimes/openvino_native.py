@@ -1,0 +1,200 @@
+"""Sessions on OpenVINO's native graph: our kernels, caches of fixed capacity that they write in place.
+
+Two compiled models share the mapped weights: one of any length for prefill, and one whose shapes are all
+static for decode, where OpenVINO's overhead a node is a quarter.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cpm_edge.plugins.native import NativeError, best_isa, extension_path
+from cpm_edge.plugins.session import NativeSession
+from cpm_edge.runtimes.bundle import Bundle, check_engine
+from cpm_edge.runtimes.errors import BackendError, missing_dependency
+from cpm_edge.runtimes.session import Engine, FloatArray, Logits, Session, TokenArray
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+MODEL = "openvino_native.xml"
+FIRST_CAPACITY = 1024
+PREFILL_CHUNK = 512
+
+
+def open_engine(
+    bundle: Bundle, *, device: str, threads: int | None, max_context: int | None
+) -> OpenVinoNativeEngine:
+    """Compile the bundle's native model.
+
+    Raises:
+        BackendError: openvino or the extension is missing, or the device is not the CPU.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise missing_dependency("openvino", "aipc") from error
+    check_engine(bundle.manifest.engine["requires"], openvino.get_version().split("-")[0], name="openvino")
+    if device.upper() != "CPU":
+        raise BackendError(
+            f"device: expected CPU for the native flavour, got {device}",
+            hint="export with --flavour stock for other devices",
+        )
+    core = openvino.Core()
+    try:
+        core.add_extension(str(extension_path()))
+        model = core.read_model(bundle.file(MODEL))
+        decode = _static_decode(model.clone())
+        options = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY"}
+        compiled = [core.compile_model(graph, "CPU", options) for graph in (model, decode)]
+    except (NativeError, RuntimeError) as error:
+        raise BackendError(
+            f"OpenVINO cannot open {MODEL}: {error}",
+            hint="reinstall cpm-edge beside this openvino and a compiler, or export with --flavour stock",
+        ) from error
+    return OpenVinoNativeEngine(compiled, bundle, threads or os.cpu_count() or 1, max_context)
+
+
+def _static_decode(model: ov.Model) -> ov.Model:
+    """The same graph for exactly one token."""
+    import openvino.opset15 as ops
+
+    first = next(p for p in model.get_parameters() if p.get_friendly_name() == "logits_from")
+    zero = ops.constant(np.zeros(1, np.int64))
+    for user in list(first.output(0).get_target_inputs()):
+        user.replace_source_output(zero.output(0))
+    model.remove_parameter(first)
+    model.reshape({"input_ids": [1, 1], "past_length": [1]})
+    return model
+
+
+class OpenVinoNativeEngine(Engine):
+    """The two compiled models; each session has its own requests, threads and caches."""
+
+    def __init__(
+        self, compiled: list[ov.CompiledModel], bundle: Bundle, threads: int, max_context: int | None
+    ) -> None:
+        self.prefill, self.decode = compiled
+        self.manifest = bundle.manifest
+        self.threads = threads
+        self.max_context = max_context or bundle.manifest.context.max_context
+
+    def session(self) -> OpenVinoNativeSession:
+        return OpenVinoNativeSession(self)
+
+    def info(self) -> dict[str, Any]:
+        import openvino
+
+        return {
+            "engine": "openvino",
+            "flavour": "native",
+            "isa": best_isa().name.lower(),
+            "version": openvino.get_version().split("-")[0],
+            "device": "CPU",
+            "threads": self.threads,
+            "max_context": self.max_context,
+        }
+
+
+class OpenVinoNativeSession(Session):
+    """One sequence. Cache buffers (kv heads, capacity, head_dim) double up to the context."""
+
+    def __init__(self, engine: OpenVinoNativeEngine) -> None:
+        manifest = engine.manifest
+        super().__init__(
+            max_context=engine.max_context,
+            vocab_size=manifest.vocab_size,
+            prefill_chunk=lambda position: PREFILL_CHUNK,
+        )
+        self._engine = engine
+        self._layout = manifest.cache
+        self._native = NativeSession(engine.threads, self._layout["layers"])
+        self._address = np.array([self._native.address], np.uint64).view(np.uint8)
+        self._requests = {
+            "prefill": engine.prefill.create_infer_request(),
+            "decode": engine.decode.create_infer_request(),
+        }
+        self._keys: list[npt.NDArray[np.float16]] = []
+        self._values: list[npt.NDArray[np.float16]] = []
+        self._pooled: list[npt.NDArray[np.float32]] = []
+        self._reserve(min(FIRST_CAPACITY, self.max_context))
+
+    def cache_bytes(self) -> int:
+        return sum(array.nbytes for array in (*self._keys, *self._values, *self._pooled))
+
+    def layer_keys(self, layer: int) -> FloatArray:
+        """Cached keys of one layer, float32 (kv heads, position, head_dim)."""
+        return self._keys[layer][:, : self.position].astype(np.float32)
+
+    def _reserve(self, rows: int) -> None:
+        capacity = self._keys[0].shape[1] if self._keys else 0
+        if rows <= capacity:
+            return
+        multiple = self._layout["multiple_of"]
+        wanted = -(-min(max(2 * capacity, rows), self.max_context) // multiple) * multiple
+        stride = self._layout["pooled_stride"]
+        self._keys = self._grown(self._keys, wanted, np.float16)
+        self._values = self._grown(self._values, wanted, np.float16)
+        if stride:
+            self._pooled = self._grown(self._pooled, wanted // stride, np.float32)
+        for layer in range(self._layout["layers"]):
+            pooled = self._pooled[layer] if stride else None
+            self._native.set_cache(layer, self._keys[layer], self._values[layer], pooled)
+
+    def _grown(
+        self, buffers: list[npt.NDArray[Any]], rows: int, dtype: npt.DTypeLike
+    ) -> list[npt.NDArray[Any]]:
+        shape = (self._layout["kv_heads"], rows, self._layout["head_dim"])
+        grown = []
+        for layer in range(self._layout["layers"]):
+            # Untouched pages of zeros cost no memory.
+            buffer = np.zeros(shape, dtype)
+            if buffers:
+                old = buffers[layer]
+                buffer[:, : old.shape[1]] = old
+            grown.append(buffer)
+        return grown
+
+    def _step(self, tokens: TokenArray, logits: Logits) -> FloatArray:
+        self._reserve(self.position + len(tokens))
+        inputs = {
+            "input_ids": tokens[None],
+            "past_length": np.array([self.position], np.int64),
+            "session": self._address,
+        }
+        kind = "decode" if len(tokens) == 1 else "prefill"
+        if kind == "prefill":
+            inputs["logits_from"] = np.array([0 if logits == "all" else len(tokens) - 1], np.int64)
+        request = self._requests[kind]
+        self._native.begin_step()
+        try:
+            request.infer(inputs, share_inputs=True)
+        except RuntimeError as error:
+            raise BackendError(f"OpenVINO failed at position {self.position}: {error}") from error
+        finally:
+            self._native.end_step()
+        rows: FloatArray = request.get_tensor("logits").data[0]
+        return rows if logits == "all" else rows.copy()
+
+    def _truncate(self, position: int) -> None:
+        """Rows past the position are overwritten before they are read."""
+
+    def _clone(self) -> OpenVinoNativeSession:
+        twin = OpenVinoNativeSession(self._engine)
+        twin._reserve(self._keys[0].shape[1])
+        for mine, theirs in (
+            (self._keys, twin._keys),
+            (self._values, twin._values),
+            (self._pooled, twin._pooled),
+        ):
+            for source, target in zip(mine, theirs, strict=True):
+                target[...] = source
+        return twin
+
+    def _close(self) -> None:
+        self._requests.clear()
+        self._native.close()
