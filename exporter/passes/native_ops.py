@@ -6,9 +6,9 @@
     RMSNormalization, gate, up, silu, product     cpm.NormGated
     RMSNormalization, [scale], head               cpm.NormLinear
 
-Every op takes the session's address (input ``session``, its 8 bytes: the CPU plugin narrows int64 to int32) last.
-Weights are uint8 inputs named after the fused
-tensors with the ending ``.panels``; NativePlan remembers which tensors they are made of.
+Every op takes the session's address last (input ``session``: 8 bytes, since the CPU plugin narrows int64 to
+int32). Weights are uint8 inputs named after the fused tensors with the ending ``.panels``; NativePlan keeps
+which tensors they are made of.
 """
 
 from __future__ import annotations
