@@ -1,7 +1,8 @@
 """The metadata is in setup.cfg; here are the native libraries.
 
 They need a C++17 compiler and nothing else: every instruction set is one source file with its own flags,
-chosen among at run time. CPM_EDGE_SANITIZE=1 builds them with AddressSanitizer and UndefinedBehaviorSanitizer.
+chosen among at run time. With CPM_EDGE_SANITIZE=1 they are built with AddressSanitizer and
+UndefinedBehaviorSanitizer.
 """
 
 from __future__ import annotations

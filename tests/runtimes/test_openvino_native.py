@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from cpm_edge.exporter.eager import build_model, load_weights
+from cpm_edge.plugins.matmul_nbits.reference import quantize_activations
+from cpm_edge.plugins.matmul_nbits.spec import BLOCK
+from cpm_edge.runtimes import openvino_native
+from cpm_edge.runtimes.errors import BackendError, ContextError
+from tests.support.bundles import Bundles
+from tests.support.checkpoints import prompt
+
+NATIVE: dict[str, Any] = {
+    "weight_format": "int4",
+    "group_size": 32,
+    "flavour": "native",
+    "activations": "int8",
+}
+VARIANTS = ["llama", "tied-mha", "longrope", "dynamic-ntk", "sparse", "sparse-exact", "sparse-group3"]
+
+
+def quantized_linear(x: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch.Tensor:
+    """What the kernels compute: int8 activations in blocks of 32."""
+    rows = x.reshape(-1, x.shape[-1]).numpy()
+    codes, scales, _ = quantize_activations(rows)
+    restored = codes.reshape(*scales.shape, BLOCK) * scales[:, :, None]
+    restored = restored.reshape(len(rows), -1)[:, : rows.shape[1]]
+    return torch.from_numpy(restored.astype(np.float32)).reshape(x.shape) @ weight.T
+
+
+@torch.no_grad()
+def emulated(bundles: Bundles, variant: str, monkeypatch: pytest.MonkeyPatch) -> npt.NDArray[np.float32]:
+    """The eager modules with the kernels' roundings: stored weights, int8 activations, float16 caches."""
+    with bundles.plan(variant, "aipc", **NATIVE) as (plan, weights):
+        model = build_model(
+            plan.architecture.model_class(), plan.config, plan.config.rope.table(plan.max_context)
+        )
+        load_weights(model, "", weights.dequantized, plan.config.tie_word_embeddings)
+        config = plan.config
+    shape = (1, config.num_key_value_heads, len(bundles.prompt), config.head_dim)
+    caches = [
+        (torch.zeros(shape, dtype=torch.float16), torch.zeros(shape, dtype=torch.float16))
+        for _ in range(config.num_hidden_layers)
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.functional, "linear", quantized_linear)
+        logits, _ = model(torch.tensor([list(bundles.prompt)]), torch.zeros(1, dtype=torch.int64), caches)
+    result: npt.NDArray[np.float32] = logits[0].numpy()
+    return result
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_are_those_of_the_modules_with_the_same_roundings(
+    bundles: Bundles, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = emulated(bundles, variant, monkeypatch)
+    with bundles.engine(variant, "aipc", **NATIVE).session() as session:
+        got = session.forward(bundles.prompt, logits="all")
+    error = np.abs(got - expected).max(1) / expected.std()
+    # A float on a rounding boundary may get the other int8 code, and every row after it in the cache sees that:
+    # rows before the first such flip agree to float32 (measured 4e-6), later ones to int8 (measured 0.035).
+    assert np.percentile(error, 10) < 1e-4, np.percentile(error, [10, 50, 90, 100])
+    assert np.median(error) < 0.1, np.percentile(error, [10, 50, 90, 100])
+    cosine = (got * expected).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(expected, axis=1)
+    assert np.median(cosine) > 0.999
+
+
+@pytest.mark.parametrize("variant", ["llama", "sparse"])
+def test_chunks_and_decode_steps_agree_with_one_prefill(bundles: Bundles, variant: str) -> None:
+    tokens = bundles.prompt
+    with bundles.engine(variant, "aipc", **NATIVE).session() as session:
+        whole = session.forward(tokens, logits="all").copy()
+        session.reset()
+        parts, start = [], 0
+        for size in (1, 30, 33, 97, 5):
+            parts.append(session.forward(tokens[start : start + size], logits="all").copy())
+            start += size
+        parts += [session.forward(tokens[i : i + 1])[None] for i in range(start, len(tokens))]
+    error = np.abs(np.concatenate(parts) - whole).max(1) / whole.std()
+    assert np.median(error) < 0.02, np.percentile(error, [10, 50, 90, 100])
+
+
+def test_the_cache_grows_by_doubling_and_keeps_its_rows(
+    bundles: Bundles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_native, "FIRST_CAPACITY", 128)
+    with bundles.engine("sparse", "aipc", **NATIVE).session() as session:
+        session.forward(bundles.prompt[:120])
+        before, small = session.layer_keys(1).copy(), session.cache_bytes()
+        session.forward(bundles.prompt[120:140])
+        assert session.cache_bytes() == 2 * small
+        np.testing.assert_array_equal(session.layer_keys(1)[:, :120], before)
+
+
+def test_rewind_fork_and_close(bundles: Bundles) -> None:
+    engine = bundles.engine("sparse", "aipc", **NATIVE)
+    tokens = bundles.prompt
+    session = engine.session()
+    session.forward(tokens[:200])
+    expected = session.forward(tokens[200:201])
+    session.rewind(1)
+    with session.fork() as twin:
+        np.testing.assert_array_equal(twin.forward(tokens[200:201]), expected)
+        twin.rewind(150)
+        twin.forward(prompt(60, seed=9))
+    np.testing.assert_array_equal(session.forward(tokens[200:201]), expected)
+    with pytest.raises(ContextError):
+        session.forward(np.resize(tokens, engine.info()["max_context"]))
+    session.close()
+    with pytest.raises(BackendError, match="closed"):
+        session.forward(tokens[:1])
