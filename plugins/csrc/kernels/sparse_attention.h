@@ -53,32 +53,39 @@ struct AttentionStep {
 
 void sparse_attention(ThreadPool& pool, Isa isa, const AttentionSpec& spec, const AttentionStep& step);
 
+// Memory that the next block needs. Kernels ask for a few lines of it between pieces of their own work: asked for at
+// once, the lines would hold up everything behind them for as long as the memory takes.
+struct Ahead {
+    const char *at = nullptr, *end = nullptr;      // first this range
+    const char *then = nullptr, *then_end = nullptr;
+};
+
 // The functions that exist once per instruction set. Scores are in units of ln 2: queries carry scale * log2(e).
 struct AttentionKernels {
     void (*to_half)(const float* in, std::int64_t n, std::uint16_t* out);
     // out (size) = mean of `count` rows (size) of halves.
     void (*mean)(const std::uint16_t* rows, int count, int size, float* out);
     // Keys (n, size) to panels of 16, the last one filled up with zeros; a panel is (size, 16).
-    void (*pack_keys)(const std::uint16_t* keys, int n, int size, float* panels);
+    void (*pack_keys)(const std::uint16_t* keys, int n, int size, float* panels, Ahead& ahead);
     void (*pack_pooled)(const float* keys, int n, int size, float* panels);
     // Values (n, size) to panels (n, 16), the last one (n, 8) where size % 16 is 8.
     void (*pack_values)(const std::uint16_t* values, int n, int size, float* panels);
     // out (rows, 16 * panels) with leading dimension `ld` = queries (rows, size) times the packed keys.
     void (*scores)(const float* queries, int rows, int size, const float* keys, int panels, float* out,
-                   std::int64_t ld);
+                   std::int64_t ld, Ahead& ahead);
     // The same for at most kDirectScores rows straight from the cache: out (rows, n).
     void (*direct_scores)(const float* queries, int rows, int size, const std::uint16_t* keys, int n, float* out,
-                          std::int64_t ld);
+                          std::int64_t ld, Ahead& ahead);
     // One block of the online softmax: scores (rows, ld), of which the first `visible` count, become weights,
     // the rest up to `padded` (a multiple of 8) 0. top and total are updated; rescale: what multiplies the sums.
     void (*softmax)(float* scores, int rows, std::int64_t ld, int visible, int padded, float* top, float* total,
-                    float* rescale);
+                    float* rescale, Ahead& ahead);
     // sums (rows, size) = rescale * sums + weights (rows, n; ld) times packed values.
     void (*accumulate)(const float* weights, int rows, std::int64_t ld, int n, const float* values, int size,
                        const float* rescale, float* sums);
     // The same straight from the cache.
     void (*direct_accumulate)(const float* weights, int rows, std::int64_t ld, int n, const std::uint16_t* values,
-                              int size, const float* rescale, float* sums);
+                              int size, const float* rescale, float* sums, Ahead& ahead);
     // Maximum and sum of exponentials of n scores, or of their `coarse` windows when there are any:
     // window j is the mean of scores 4j, 4j + 2, 4j + 4 and 4j + 6.
     void (*normalizer)(const float* scores, std::int64_t n, std::int64_t coarse, float* top, float* total);

@@ -83,9 +83,10 @@ private:
         return own;
     }
     void find_blocks(const BlockLists& lists);
-    void attend_block(const MaskedBlock& masked, const Sums& sums);
+    Ahead memory_of(const MaskedBlock& masked) const;
+    void attend_block(const MaskedBlock& masked, const Sums& sums, Ahead& ahead);
     void attend_rows(const MaskedBlock& masked, int from, int to, const float* keys, const float* values,
-                     const Sums& sums);
+                     const Sums& sums, Ahead& ahead);
 
     const AttentionCall& call_;
     const AttentionSpec& spec_;
@@ -115,7 +116,7 @@ void Tile::find_blocks(const BlockLists& lists) {
 
 // Rows [from, to) of the tile on one block.
 void Tile::attend_rows(const MaskedBlock& masked, int from, int to, const float* keys, const float* values,
-                       const Sums& sums) {
+                       const Sums& sums, Ahead& ahead) {
     const std::int64_t start = std::int64_t(masked.block) * unit_;
     const int count = int(std::min<std::int64_t>(unit_, call_.step.past + last_ - start));
     const std::int64_t ld = round_up(unit_, kKeyPanel);
@@ -125,23 +126,23 @@ void Tile::attend_rows(const MaskedBlock& masked, int from, int to, const float*
     float* rescale = scratch().rescale.data();
     const AttentionKernels& kernels = call_.kernels;
     if (keys)
-        kernels.scores(queries, rows, size_, keys, int(ceil_div(count, kKeyPanel)), scores, ld);
+        kernels.scores(queries, rows, size_, keys, int(ceil_div(count, kKeyPanel)), scores, ld, ahead);
     else
-        kernels.direct_scores(queries, rows, size_, call_.keys(kv_head_, start), count, scores, ld);
+        kernels.direct_scores(queries, rows, size_, call_.keys(kv_head_, start), count, scores, ld, ahead);
     for (int row = from; row < to; ++row) {
         const int visible = int(std::min<std::int64_t>(count, call_.step.past + first_ + row + 1 - start));
         const int at = (row - from) * group_;
         kernels.softmax(scores + at * ld, group_, ld, visible, int(round_up(count, 8)), sums.top + q + at,
-                        sums.total + q + at, rescale + at);
+                        sums.total + q + at, rescale + at, ahead);
     }
     float* target = sums.values + std::int64_t(q) * size_;
     if (values)
         kernels.accumulate(scores, rows, ld, count, values, size_, rescale, target);
     else
-        kernels.direct_accumulate(scores, rows, ld, count, call_.values(kv_head_, start), size_, rescale, target);
+        kernels.direct_accumulate(scores, rows, ld, count, call_.values(kv_head_, start), size_, rescale, target, ahead);
 }
 
-void Tile::attend_block(const MaskedBlock& masked, const Sums& sums) {
+void Tile::attend_block(const MaskedBlock& masked, const Sums& sums, Ahead& ahead) {
     const std::int64_t start = std::int64_t(masked.block) * unit_;
     const int count = int(std::min<std::int64_t>(unit_, call_.step.past + last_ - start));
     int active = 0;
@@ -149,7 +150,7 @@ void Tile::attend_block(const MaskedBlock& masked, const Sums& sums) {
     float *keys = nullptr, *values = nullptr;
     if (active > kDirectScores) {
         keys = scratch().keys.data();
-        call_.kernels.pack_keys(call_.keys(kv_head_, start), count, size_, keys);
+        call_.kernels.pack_keys(call_.keys(kv_head_, start), count, size_, keys, ahead);
     }
     if (active > kDirectRows) {
         values = scratch().values.data();
@@ -163,9 +164,17 @@ void Tile::attend_block(const MaskedBlock& masked, const Sums& sums) {
         }
         int to = from + 1;
         while (to < rows && (masked.rows >> to & 1)) ++to;
-        attend_rows(masked, from, to, keys, values, sums);
+        attend_rows(masked, from, to, keys, values, sums, ahead);
         from = to;
     }
+}
+
+Ahead Tile::memory_of(const MaskedBlock& masked) const {
+    const std::int64_t start = std::int64_t(masked.block) * unit_;
+    const std::int64_t bytes = std::min<std::int64_t>(unit_, call_.step.past + last_ - start) * size_ * 2;
+    const char* keys = reinterpret_cast<const char*>(call_.keys(kv_head_, start));
+    const char* values = reinterpret_cast<const char*>(call_.values(kv_head_, start));
+    return {keys, keys + bytes, values, values + bytes};
 }
 
 void Tile::run(const BlockLists& lists, std::int64_t split, std::int64_t splits, const Sums& sums) {
@@ -181,8 +190,12 @@ void Tile::run(const BlockLists& lists, std::int64_t split, std::int64_t splits,
     std::fill_n(sums.values, rows * size_, 0.0f);
     find_blocks(lists);
     const std::int64_t count = std::int64_t(own.blocks.size());
-    for (std::int64_t i = count * split / splits; i < count * (split + 1) / splits; ++i)
-        attend_block(own.blocks[std::size_t(i)], sums);
+    const std::int64_t last = count * (split + 1) / splits;
+    for (std::int64_t i = count * split / splits; i < last; ++i) {
+        Ahead ahead;
+        if (i + 1 < last) ahead = memory_of(own.blocks[std::size_t(i + 1)]);
+        attend_block(own.blocks[std::size_t(i)], sums, ahead);
+    }
 }
 
 void Tile::write(const Sums& sums) const {

@@ -7,6 +7,14 @@
 #include "kernels/half.h"
 #include "kernels/sparse_attention.h"
 
+// GCC unrolls these loops anyway, but without being told only after it has decided to keep the arrays of sums in
+// memory, at three times the cost.
+#if defined(__GNUC__)
+#define CPM_UNROLL _Pragma("GCC unroll 8")
+#else
+#define CPM_UNROLL
+#endif
+
 namespace cpm {
 namespace {
 
@@ -14,12 +22,31 @@ constexpr int kLanes = 8;
 constexpr int kTileRows = 6;         // 6 rows by 2 vectors: 12 sums, 2 operands and a broadcast fill 15 registers
 constexpr int kDirectTileRows = 8;   // 8 rows by 1 vector: every half is converted once
 
+// How many lines are asked for between pieces of work, so that 8 queries over a block of 64 keys ask for the whole
+// next one at an even pace.
+constexpr int kLinesPerTranspose = 2;
+constexpr int kLinesPerTile = 8;
+constexpr int kLinesPerSoftmax = 4;
+constexpr int kLinesPerColumns = 12;  // of one vector
+constexpr int kLinesPerDots = 16;
+
 alignas(32) constexpr std::uint16_t kZeroHalves[kMaxHeadSize] = {};
 alignas(32) constexpr float kZeroFloats[kMaxHeadSize] = {};
 
 inline __m256 load8(const float* p) { return _mm256_loadu_ps(p); }
 inline __m256 load8(const std::uint16_t* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+
+// Asks for the next `lines` cache lines.
+inline void fetch(Ahead& ahead, int lines) {
+    for (; lines > 0; --lines, ahead.at += 64) {
+        if (ahead.at >= ahead.end) {
+            if (ahead.then >= ahead.then_end) return;
+            ahead = {ahead.then, ahead.then_end, nullptr, nullptr};
+        }
+        _mm_prefetch(ahead.at, _MM_HINT_T0);
+    }
 }
 
 // 2^x of 8 floats from -125 to 127, relative error below 3e-7 (degree 5 over [-1/2, 1/2]); less counts as -125.
@@ -88,17 +115,23 @@ inline void store_halves(__m256i keys, float* out) {
 // Columns d .. d + 7 of 16 keys, transposed while they are halves.
 inline void transpose(const std::uint16_t* const* keys, int d, float* out) {
     __m256i a[8], b[8], c[8];
+    CPM_UNROLL
     for (int i = 0; i < 8; ++i) a[i] = two_rows(keys[i] + d, keys[i + 8] + d);
+    CPM_UNROLL
     for (int i = 0; i < 4; ++i) {
         b[i] = _mm256_unpacklo_epi16(a[2 * i], a[2 * i + 1]);
         b[i + 4] = _mm256_unpackhi_epi16(a[2 * i], a[2 * i + 1]);
     }
+    CPM_UNROLL
     for (int h = 0; h < 2; ++h)  // columns 4h .. 4h + 3: first of keys 0-3, then of keys 4-7
+        CPM_UNROLL
         for (int i = 0; i < 2; ++i) {
             c[4 * h + 2 * i] = _mm256_unpacklo_epi32(b[4 * h + 2 * i], b[4 * h + 2 * i + 1]);
             c[4 * h + 2 * i + 1] = _mm256_unpackhi_epi32(b[4 * h + 2 * i], b[4 * h + 2 * i + 1]);
         }
+    CPM_UNROLL
     for (int h = 0; h < 2; ++h)
+        CPM_UNROLL
         for (int i = 0; i < 2; ++i) {
             store_halves(_mm256_unpacklo_epi64(c[4 * h + i], c[4 * h + i + 2]), out + (4 * h + 2 * i) * kKeyPanel);
             store_halves(_mm256_unpackhi_epi64(c[4 * h + i], c[4 * h + i + 2]),
@@ -109,16 +142,21 @@ inline void transpose(const std::uint16_t* const* keys, int d, float* out) {
 // Columns d .. d + 7 of 8 keys.
 inline void transpose8(const float* const* keys, int d, float* out) {
     __m256 a[8], b[8];
+    CPM_UNROLL
     for (int i = 0; i < 8; ++i) a[i] = _mm256_loadu_ps(keys[i] + d);
+    CPM_UNROLL
     for (int i = 0; i < 4; ++i) {
         b[2 * i] = _mm256_unpacklo_ps(a[2 * i], a[2 * i + 1]);
         b[2 * i + 1] = _mm256_unpackhi_ps(a[2 * i], a[2 * i + 1]);
     }
+    CPM_UNROLL
     for (int h = 0; h < 2; ++h)
+        CPM_UNROLL
         for (int i = 0; i < 2; ++i) {
             a[4 * h + 2 * i] = _mm256_shuffle_ps(b[4 * h + i], b[4 * h + i + 2], 0x44);
             a[4 * h + 2 * i + 1] = _mm256_shuffle_ps(b[4 * h + i], b[4 * h + i + 2], 0xee);
         }
+    CPM_UNROLL
     for (int i = 0; i < 4; ++i) {
         _mm256_storeu_ps(out + i * kKeyPanel, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
         _mm256_storeu_ps(out + (i + 4) * kKeyPanel, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
@@ -131,19 +169,25 @@ inline void transpose(const float* const* keys, int d, float* out) {
 }
 
 template <typename T>
-void pack(const T* keys, const T* zeros, int n, int size, float* panels) {
+void pack(const T* keys, const T* zeros, int n, int size, float* panels, Ahead& ahead) {
     for (int first = 0; first < n; first += kKeyPanel, panels += kKeyPanel * size) {
         const T* rows[kKeyPanel];
         for (int i = 0; i < kKeyPanel; ++i) rows[i] = first + i < n ? keys + std::int64_t(first + i) * size : zeros;
-        for (int d = 0; d < size; d += kLanes) transpose(rows, d, panels + d * kKeyPanel);
+        for (int d = 0; d < size; d += kLanes) {
+            fetch(ahead, kLinesPerTranspose);
+            transpose(rows, d, panels + d * kKeyPanel);
+        }
     }
 }
 
-void pack_keys(const std::uint16_t* keys, int n, int size, float* panels) {
-    pack(keys, kZeroHalves, n, size, panels);
+void pack_keys(const std::uint16_t* keys, int n, int size, float* panels, Ahead& ahead) {
+    pack(keys, kZeroHalves, n, size, panels, ahead);
 }
 
-void pack_pooled(const float* keys, int n, int size, float* panels) { pack(keys, kZeroFloats, n, size, panels); }
+void pack_pooled(const float* keys, int n, int size, float* panels) {
+    Ahead none;
+    pack(keys, kZeroFloats, n, size, panels, none);
+}
 
 void pack_values(const std::uint16_t* values, int n, int size, float* panels) {
     int first = 0;
@@ -164,30 +208,38 @@ template <int Rows, int Vectors, bool Rescale, typename T>
 inline void multiply(const float* a, std::int64_t ld, int depth, const T* b, std::int64_t ld_b,
                      const float* rescale, float* sums, std::int64_t ld_sums) {
     __m256 sum[Rows][Vectors];
+    CPM_UNROLL
     for (int r = 0; r < Rows; ++r)
+        CPM_UNROLL
         for (int v = 0; v < Vectors; ++v)
             sum[r][v] = Rescale ? _mm256_mul_ps(_mm256_loadu_ps(sums + r * ld_sums + v * kLanes),
                                                 _mm256_broadcast_ss(rescale + r))
                                 : _mm256_setzero_ps();
     for (int k = 0; k < depth; ++k, b += ld_b) {
         __m256 right[Vectors];
+        CPM_UNROLL
         for (int v = 0; v < Vectors; ++v) right[v] = load8(b + v * kLanes);
+        CPM_UNROLL
         for (int r = 0; r < Rows; ++r) {
             const __m256 left = _mm256_broadcast_ss(a + r * ld + k);
+            CPM_UNROLL
             for (int v = 0; v < Vectors; ++v) sum[r][v] = _mm256_fmadd_ps(left, right[v], sum[r][v]);
         }
     }
+    CPM_UNROLL
     for (int r = 0; r < Rows; ++r)
+        CPM_UNROLL
         for (int v = 0; v < Vectors; ++v) _mm256_storeu_ps(sums + r * ld_sums + v * kLanes, sum[r][v]);
 }
 
 // Rows in tiles as equal as they can be: 8 rows are 4 and 4, not 6 and 2.
 template <int Vectors, bool Rescale>
 void multiply_rows(const float* a, int rows, std::int64_t ld, int depth, const float* b, const float* rescale,
-                   float* sums, std::int64_t ld_sums) {
+                   float* sums, std::int64_t ld_sums, Ahead& ahead) {
     constexpr int width = Vectors * kLanes;
     for (int tiles = (rows + kTileRows - 1) / kTileRows; tiles > 0; --tiles) {
         const int count = (rows + tiles - 1) / tiles;
+        fetch(ahead, kLinesPerTile);
         switch (count) {
             case 1: multiply<1, Vectors, Rescale>(a, ld, depth, b, width, rescale, sums, ld_sums); break;
             case 2: multiply<2, Vectors, Rescale>(a, ld, depth, b, width, rescale, sums, ld_sums); break;
@@ -203,42 +255,46 @@ void multiply_rows(const float* a, int rows, std::int64_t ld, int depth, const f
     }
 }
 
-void scores(const float* queries, int rows, int size, const float* keys, int panels, float* out, std::int64_t ld) {
+void scores(const float* queries, int rows, int size, const float* keys, int panels, float* out, std::int64_t ld,
+            Ahead& ahead) {
     for (int p = 0; p < panels; ++p, keys += kKeyPanel * size)
-        multiply_rows<2, false>(queries, rows, size, size, keys, nullptr, out + p * kKeyPanel, ld);
+        multiply_rows<2, false>(queries, rows, size, size, keys, nullptr, out + p * kKeyPanel, ld, ahead);
 }
 
 void accumulate(const float* weights, int rows, std::int64_t ld, int n, const float* values, int size,
                 const float* rescale, float* sums) {
+    Ahead none;
     int first = 0;
     for (; first + kValuePanel <= size; first += kValuePanel, values += n * kValuePanel)
-        multiply_rows<2, true>(weights, rows, ld, n, values, rescale, sums + first, size);
-    if (first < size) multiply_rows<1, true>(weights, rows, ld, n, values, rescale, sums + first, size);
+        multiply_rows<2, true>(weights, rows, ld, n, values, rescale, sums + first, size, none);
+    if (first < size) multiply_rows<1, true>(weights, rows, ld, n, values, rescale, sums + first, size, none);
 }
 
 template <int Rows, int Vectors>
 void direct_tile(const float* weights, std::int64_t ld, int n, const std::uint16_t* values, int size,
-                 const float* rescale, float* sums) {
+                 const float* rescale, float* sums, Ahead& ahead) {
     int first = 0;
-    for (; first + Vectors * kLanes <= size; first += Vectors * kLanes)
+    for (; first + Vectors * kLanes <= size; first += Vectors * kLanes) {
+        fetch(ahead, kLinesPerColumns * Vectors);
         multiply<Rows, Vectors, true>(weights, ld, n, values + first, size, rescale, sums + first, size);
+    }
     for (; first < size; first += kLanes)
         multiply<Rows, 1, true>(weights, ld, n, values + first, size, rescale, sums + first, size);
 }
 
 void direct_accumulate(const float* weights, int rows, std::int64_t ld, int n, const std::uint16_t* values,
-                       int size, const float* rescale, float* sums) {
+                       int size, const float* rescale, float* sums, Ahead& ahead) {
     for (int tiles = (rows + kDirectTileRows - 1) / kDirectTileRows; tiles > 0; --tiles) {
         const int count = (rows + tiles - 1) / tiles;
         switch (count) {
-            case 1: direct_tile<1, 8>(weights, ld, n, values, size, rescale, sums); break;
-            case 2: direct_tile<2, 4>(weights, ld, n, values, size, rescale, sums); break;
-            case 3: direct_tile<3, 4>(weights, ld, n, values, size, rescale, sums); break;
-            case 4: direct_tile<4, 2>(weights, ld, n, values, size, rescale, sums); break;
-            case 5: direct_tile<5, 2>(weights, ld, n, values, size, rescale, sums); break;
-            case 6: direct_tile<6, 2>(weights, ld, n, values, size, rescale, sums); break;
-            case 7: direct_tile<7, 1>(weights, ld, n, values, size, rescale, sums); break;
-            default: direct_tile<8, 1>(weights, ld, n, values, size, rescale, sums); break;
+            case 1: direct_tile<1, 8>(weights, ld, n, values, size, rescale, sums, ahead); break;
+            case 2: direct_tile<2, 4>(weights, ld, n, values, size, rescale, sums, ahead); break;
+            case 3: direct_tile<3, 4>(weights, ld, n, values, size, rescale, sums, ahead); break;
+            case 4: direct_tile<4, 2>(weights, ld, n, values, size, rescale, sums, ahead); break;
+            case 5: direct_tile<5, 2>(weights, ld, n, values, size, rescale, sums, ahead); break;
+            case 6: direct_tile<6, 2>(weights, ld, n, values, size, rescale, sums, ahead); break;
+            case 7: direct_tile<7, 1>(weights, ld, n, values, size, rescale, sums, ahead); break;
+            default: direct_tile<8, 1>(weights, ld, n, values, size, rescale, sums, ahead); break;
         }
         weights += count * ld;
         sums += std::int64_t(count) * size;
@@ -251,20 +307,27 @@ void direct_accumulate(const float* weights, int rows, std::int64_t ld, int n, c
 template <int Rows, int Keys>
 inline void dots(const float* queries, int size, const std::uint16_t* keys, float* out, std::int64_t ld) {
     __m256 sum[Rows][Keys];
+    CPM_UNROLL
     for (int r = 0; r < Rows; ++r)
+        CPM_UNROLL
         for (int k = 0; k < Keys; ++k) sum[r][k] = _mm256_setzero_ps();
     for (int d = 0; d < size; d += kLanes) {
         __m256 query[Rows];
+        CPM_UNROLL
         for (int r = 0; r < Rows; ++r) query[r] = _mm256_loadu_ps(queries + r * size + d);
+        CPM_UNROLL
         for (int k = 0; k < Keys; ++k) {
             const __m256 key = load8(keys + k * size + d);
+            CPM_UNROLL
             for (int r = 0; r < Rows; ++r) sum[r][k] = _mm256_fmadd_ps(query[r], key, sum[r][k]);
         }
     }
+    CPM_UNROLL
     for (int r = 0; r < Rows; ++r) {
         if constexpr (Keys == 1) {
             out[r * ld] = sum_of(sum[r][0]);
         } else {
+            CPM_UNROLL
             for (int k = 0; k < Keys; k += 4) {
                 const __m256 four = _mm256_hadd_ps(_mm256_hadd_ps(sum[r][k], sum[r][k + 1]),
                                                    _mm256_hadd_ps(sum[r][k + 2], sum[r][k + 3]));
@@ -277,27 +340,31 @@ inline void dots(const float* queries, int size, const std::uint16_t* keys, floa
 
 template <int Rows, int Keys>
 void direct_scores_of(const float* queries, int size, const std::uint16_t* keys, int n, float* out,
-                      std::int64_t ld) {
+                      std::int64_t ld, Ahead& ahead) {
     int k = 0;
-    for (; k + Keys <= n; k += Keys) dots<Rows, Keys>(queries, size, keys + std::int64_t(k) * size, out + k, ld);
+    for (; k + Keys <= n; k += Keys) {
+        fetch(ahead, kLinesPerDots);
+        dots<Rows, Keys>(queries, size, keys + std::int64_t(k) * size, out + k, ld);
+    }
     for (; k < n; ++k) dots<Rows, 1>(queries, size, keys + std::int64_t(k) * size, out + k, ld);
 }
 
 void direct_scores(const float* queries, int rows, int size, const std::uint16_t* keys, int n, float* out,
-                   std::int64_t ld) {
+                   std::int64_t ld, Ahead& ahead) {
     switch (rows) {
-        case 1: direct_scores_of<1, 8>(queries, size, keys, n, out, ld); break;
-        case 2: direct_scores_of<2, 4>(queries, size, keys, n, out, ld); break;
-        default: direct_scores_of<3, 4>(queries, size, keys, n, out, ld); break;
+        case 1: direct_scores_of<1, 8>(queries, size, keys, n, out, ld, ahead); break;
+        case 2: direct_scores_of<2, 4>(queries, size, keys, n, out, ld, ahead); break;
+        default: direct_scores_of<3, 4>(queries, size, keys, n, out, ld, ahead); break;
     }
 }
 
 void softmax(float* scores, int rows, std::int64_t ld, int visible, int padded, float* top, float* total,
-             float* rescale) {
+             float* rescale, Ahead& ahead) {
     const int whole = visible / kLanes * kLanes;
     const __m256 rest = first_lanes(visible - whole);
     const __m256 none = _mm256_set1_ps(-std::numeric_limits<float>::infinity());
     for (int r = 0; r < rows; ++r, scores += ld) {
+        fetch(ahead, kLinesPerSoftmax);
         __m256 peak = _mm256_set1_ps(top[r]);
         for (int i = 0; i < whole; i += kLanes) peak = _mm256_max_ps(peak, _mm256_loadu_ps(scores + i));
         if (whole < visible)
@@ -327,6 +394,7 @@ void softmax(float* scores, int rows, std::int64_t ld, int visible, int padded, 
 // Windows 4j, 4j + 2, 4j + 4, 4j + 6 of eight j, in no particular order.
 inline __m256 coarse8(const float* s) {
     __m256 u[4];
+    CPM_UNROLL
     for (int i = 0; i < 4; ++i, s += kLanes)
         u[i] = _mm256_add_ps(_mm256_add_ps(_mm256_add_ps(load8(s), load8(s + 2)), load8(s + 4)), load8(s + 6));
     const __m256 low = _mm256_shuffle_ps(u[0], u[1], 0), high = _mm256_shuffle_ps(u[2], u[3], 0);

@@ -41,7 +41,10 @@ void pack_values(const std::uint16_t* values, int n, int size, float* panels) {
                 *panels++ = half_to_float(values[std::int64_t(i) * size + d]);
 }
 
-void scores(const float* queries, int rows, int size, const float* keys, int panels, float* out, std::int64_t ld) {
+void pack_keys(const std::uint16_t* keys, int n, int size, float* panels, Ahead&) { pack(keys, n, size, panels); }
+
+void scores(const float* queries, int rows, int size, const float* keys, int panels, float* out, std::int64_t ld,
+            Ahead&) {
     for (int p = 0; p < panels; ++p, keys += kKeyPanel * size)
         for (int r = 0; r < rows; ++r) {
             float* target = out + r * ld + p * kKeyPanel;
@@ -52,7 +55,7 @@ void scores(const float* queries, int rows, int size, const float* keys, int pan
 }
 
 void direct_scores(const float* queries, int rows, int size, const std::uint16_t* keys, int n, float* out,
-                   std::int64_t ld) {
+                   std::int64_t ld, Ahead&) {
     for (int k = 0; k < n; ++k, keys += size) {
         float key[kMaxHeadSize];
         for (int d = 0; d < size; ++d) key[d] = half_to_float(keys[d]);
@@ -65,7 +68,7 @@ void direct_scores(const float* queries, int rows, int size, const std::uint16_t
 }
 
 void softmax(float* scores, int rows, std::int64_t ld, int visible, int padded, float* top, float* total,
-             float* rescale) {
+             float* rescale, Ahead&) {
     for (int r = 0; r < rows; ++r, scores += ld) {
         const float peak = std::max(top[r], *std::max_element(scores, scores + visible));
         rescale[r] = std::exp2(top[r] - peak);
@@ -92,7 +95,7 @@ void accumulate(const float* weights, int rows, std::int64_t ld, int n, const fl
 }
 
 void direct_accumulate(const float* weights, int rows, std::int64_t ld, int n, const std::uint16_t* values,
-                       int size, const float* rescale, float* sums) {
+                       int size, const float* rescale, float* sums, Ahead&) {
     for (int r = 0; r < rows; ++r)
         for (int d = 0; d < size; ++d) sums[std::int64_t(r) * size + d] *= rescale[r];
     for (int i = 0; i < n; ++i, values += size)
@@ -127,7 +130,7 @@ void add(const float* values, std::int64_t n, float* sums) {
 }  // namespace
 
 const AttentionKernels kAttentionScalar = {
-    to_half, mean,       pack<std::uint16_t>, pack<float>, pack_values,   scores, direct_scores,
+    to_half, mean,       pack_keys, pack<float>, pack_values,   scores, direct_scores,
     softmax, accumulate, direct_accumulate,   normalizer,  probabilities, add,
 };
 

@@ -85,11 +85,12 @@ void select_row(const AttentionCall& call, std::int64_t row, BlockLists& lists) 
         const int kv_head = int(std::int64_t(task) / chunks);
         const std::int64_t first = std::int64_t(task) % chunks * kChunk, last = std::min(first + kChunk, windows);
         float panel[kKeyPanel * kMaxHeadSize];
+        Ahead ahead;
         for (std::int64_t j = first; j < last; j += kKeyPanel) {
             const int count = int(std::min<std::int64_t>(kKeyPanel, last - j));
             call.kernels.pack_pooled(call.pooled(kv_head, j), count, size, panel);
             call.kernels.scores(queries + kv_head * group * size, group, size, panel, 1,
-                                scores + kv_head * group * ld + j, ld);
+                                scores + kv_head * group * ld + j, ld, ahead);
         }
     });
     if (windows)
@@ -127,7 +128,8 @@ void select_rows(const AttentionCall& call, const float* panels, int kv_head, st
     float* const queries = own.queries.at_least(std::size_t(rows) * size);
     float* const scores = own.scores.at_least(std::size_t(rows * ld));
     load_queries(call, kv_head, first, last, queries);
-    call.kernels.scores(queries, rows, size, panels, int(ld / kKeyPanel), scores, ld);
+    Ahead none;
+    call.kernels.scores(queries, rows, size, panels, int(ld / kKeyPanel), scores, ld, none);
     for (std::int64_t row = first; row < last; ++row) {
         const std::int64_t position = call.step.past + row, windows = spec.windows(position + 1);
         float* sum = scores + (row - first) * group * ld;
