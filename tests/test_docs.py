@@ -30,7 +30,7 @@ MEASUREMENTS: dict[str, click.Command] = {
     for name in ("agreement", "export_peers", "perplexity", "random_checkpoint")
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-OF_OTHERS = {"--index-url", "--no-deps"}
+OF_OTHERS = {"--index-url", "--no-build-isolation", "--no-deps"}
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
