@@ -14,6 +14,7 @@ namespace {
 
 constexpr std::int64_t kPanel = 16;
 constexpr int kTileRows = 6;
+constexpr std::int64_t kRowsAhead = 8;  // that a single step fetches: 4 KiB of a usual state
 constexpr std::int64_t kTransposedStride = kLinearChunk + 32;  // 5 cache lines: a power of two would share cache sets
 
 struct Tile {
@@ -271,7 +272,7 @@ void chunks(const LinearSlice& s) {
 void step(const LinearSlice& s) {
     const float keep = std::exp(s.decay);
     const __m256 decay = _mm256_set1_ps(keep);
-    const std::int64_t columns = s.columns;
+    const std::int64_t columns = s.columns, ahead = kRowsAhead * s.state_stride;
     const float* value = s.value;
     float *state = s.state, *output = s.output;
     std::memset(output, 0, std::size_t(columns) * sizeof(float));
@@ -280,6 +281,7 @@ void step(const LinearSlice& s) {
         const __m256 k = _mm256_set1_ps(key), q = _mm256_set1_ps(query);
         std::int64_t c = 0;
         for (; c + 8 <= columns; c += 8) {
+            if (c % kPanel == 0) _mm_prefetch(reinterpret_cast<const char*>(state + ahead + c), _MM_HINT_T0);
             const __m256 kept = _mm256_mul_ps(decay, _mm256_loadu_ps(state + c));
             const __m256 now = _mm256_fmadd_ps(k, _mm256_loadu_ps(value + c), kept);
             _mm256_storeu_ps(state + c, now);
