@@ -73,8 +73,10 @@ struct AttentionKernels {
     // out (rows, 16 * panels) with leading dimension `ld` = queries (rows, size) times the packed keys.
     void (*scores)(const float* queries, int rows, int size, const float* keys, int panels, float* out,
                    std::int64_t ld, Ahead& ahead);
-    // The same for at most kDirectScores rows straight from the cache: out (rows, n).
+    // The same straight from the cache: out (rows, n).
     void (*direct_scores)(const float* queries, int rows, int size, const std::uint16_t* keys, int n, float* out,
+                          std::int64_t ld, Ahead& ahead);
+    void (*direct_pooled)(const float* queries, int rows, int size, const float* keys, int n, float* out,
                           std::int64_t ld, Ahead& ahead);
     // One block of the online softmax: scores (rows, ld), of which the first `visible` count, become weights,
     // the rest up to `padded` (a multiple of 8) 0. top and total are updated; rescale: what multiplies the sums.
@@ -94,8 +96,6 @@ struct AttentionKernels {
     // sums += values.
     void (*add)(const float* values, std::int64_t n, float* sums);
 };
-
-constexpr int kDirectScores = 3;
 
 const AttentionKernels& attention_kernels(Isa isa);
 

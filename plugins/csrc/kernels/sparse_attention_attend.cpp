@@ -12,7 +12,7 @@ namespace {
 constexpr int kDenseBlock = 64;               // keys of a step where the spec has no blocks
 constexpr int kTileQueries = 128;             // rows times group heads of a tile
 constexpr int kMaxTileRows = 32;              // bits of a mask
-constexpr int kDirectRows = 8;                // queries for which values are read straight from the cache
+constexpr int kDirectRows = 8;                // queries for which packing a block does not pay
 constexpr std::int64_t kFewTiles = 16;        // below, the blocks of a tile are split
 constexpr std::int64_t kMaxTasks = 64;        // splits times tiles
 constexpr std::int64_t kBlocksPerTask = 8;    // no split has fewer
@@ -82,7 +82,8 @@ private:
         thread_local Scratch own;
         return own;
     }
-    void find_blocks(const BlockLists& lists);
+    void list_blocks(const BlockLists& lists);
+    void unite_blocks(const BlockLists& lists);
     Ahead memory_of(const MaskedBlock& masked) const;
     void attend_block(const MaskedBlock& masked, const Sums& sums, Ahead& ahead);
     void attend_rows(const MaskedBlock& masked, int from, int to, const float* keys, const float* values,
@@ -95,7 +96,23 @@ private:
     const int size_, group_;
 };
 
-void Tile::find_blocks(const BlockLists& lists) {
+// The blocks of a tile of one row.
+void Tile::list_blocks(const BlockLists& lists) {
+    std::vector<MaskedBlock>& blocks = scratch().blocks;
+    blocks.clear();
+    if (first_ < lists.first_row) {
+        const std::int64_t count = (call_.step.past + first_) / unit_ + 1;
+        for (std::int64_t b = 0; b < count; ++b) blocks.push_back({std::int32_t(b), 1});
+    } else {
+        const std::int32_t* list = lists.of(first_, kv_head_);
+        for (int i = 0; i < lists.budget && list[i] >= 0; ++i) blocks.push_back({list[i], 1});
+    }
+}
+
+// The blocks that any row needs.
+void Tile::unite_blocks(const BlockLists& lists) {
+    std::vector<MaskedBlock>& blocks = scratch().blocks;
+    blocks.clear();
     std::vector<std::uint32_t>& masks = scratch().masks;
     masks.assign(std::size_t(ceil_div(call_.step.past + last_, unit_)), 0);
     for (std::int64_t row = first_; row < last_; ++row) {
@@ -108,8 +125,6 @@ void Tile::find_blocks(const BlockLists& lists) {
             for (int i = 0; i < lists.budget && list[i] >= 0; ++i) masks[std::size_t(list[i])] |= bit;
         }
     }
-    std::vector<MaskedBlock>& blocks = scratch().blocks;
-    blocks.clear();
     for (std::size_t b = 0; b < masks.size(); ++b)
         if (masks[b]) blocks.push_back({std::int32_t(b), masks[b]});
 }
@@ -148,11 +163,9 @@ void Tile::attend_block(const MaskedBlock& masked, const Sums& sums, Ahead& ahea
     int active = 0;
     for (std::uint32_t bits = masked.rows; bits; bits &= bits - 1) active += group_;
     float *keys = nullptr, *values = nullptr;
-    if (active > kDirectScores) {
+    if (active > kDirectRows) {
         keys = scratch().keys.data();
         call_.kernels.pack_keys(call_.keys(kv_head_, start), count, size_, keys, ahead);
-    }
-    if (active > kDirectRows) {
         values = scratch().values.data();
         call_.kernels.pack_values(call_.values(kv_head_, start), count, size_, values);
     }
@@ -188,7 +201,7 @@ void Tile::run(const BlockLists& lists, std::int64_t split, std::int64_t splits,
     std::fill_n(sums.top, rows, kNone);
     std::fill_n(sums.total, rows, 0.0f);
     std::fill_n(sums.values, rows * size_, 0.0f);
-    find_blocks(lists);
+    last_ - first_ == 1 ? list_blocks(lists) : unite_blocks(lists);
     const std::int64_t count = std::int64_t(own.blocks.size());
     const std::int64_t last = count * (split + 1) / splits;
     for (std::int64_t i = count * split / splits; i < last; ++i) {

@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 
 #include "kernels/half.h"
@@ -28,7 +29,7 @@ constexpr int kLinesPerTranspose = 2;
 constexpr int kLinesPerTile = 8;
 constexpr int kLinesPerSoftmax = 4;
 constexpr int kLinesPerColumns = 12;  // of one vector
-constexpr int kLinesPerDots = 16;
+constexpr int kLinesPerDots = 2;
 
 alignas(32) constexpr std::uint16_t kZeroHalves[kMaxHeadSize] = {};
 alignas(32) constexpr float kZeroFloats[kMaxHeadSize] = {};
@@ -289,7 +290,7 @@ void direct_accumulate(const float* weights, int rows, std::int64_t ld, int n, c
         switch (count) {
             case 1: direct_tile<1, 8>(weights, ld, n, values, size, rescale, sums, ahead); break;
             case 2: direct_tile<2, 4>(weights, ld, n, values, size, rescale, sums, ahead); break;
-            case 3: direct_tile<3, 4>(weights, ld, n, values, size, rescale, sums, ahead); break;
+            case 3: direct_tile<3, 2>(weights, ld, n, values, size, rescale, sums, ahead); break;
             case 4: direct_tile<4, 2>(weights, ld, n, values, size, rescale, sums, ahead); break;
             case 5: direct_tile<5, 2>(weights, ld, n, values, size, rescale, sums, ahead); break;
             case 6: direct_tile<6, 2>(weights, ld, n, values, size, rescale, sums, ahead); break;
@@ -303,91 +304,127 @@ void direct_accumulate(const float* weights, int rows, std::int64_t ld, int n, c
     }
 }
 
-// Dot products of Keys keys with Rows queries.
-template <int Rows, int Keys>
-inline void dots(const float* queries, int size, const std::uint16_t* keys, float* out, std::int64_t ld) {
-    __m256 sum[Rows][Keys];
-    CPM_UNROLL
-    for (int r = 0; r < Rows; ++r)
-        CPM_UNROLL
-        for (int k = 0; k < Keys; ++k) sum[r][k] = _mm256_setzero_ps();
-    for (int d = 0; d < size; d += kLanes) {
-        __m256 query[Rows];
-        CPM_UNROLL
-        for (int r = 0; r < Rows; ++r) query[r] = _mm256_loadu_ps(queries + r * size + d);
-        CPM_UNROLL
-        for (int k = 0; k < Keys; ++k) {
-            const __m256 key = load8(keys + k * size + d);
-            CPM_UNROLL
-            for (int r = 0; r < Rows; ++r) sum[r][k] = _mm256_fmadd_ps(query[r], key, sum[r][k]);
-        }
-    }
-    CPM_UNROLL
-    for (int r = 0; r < Rows; ++r) {
-        if constexpr (Keys == 1) {
-            out[r * ld] = sum_of(sum[r][0]);
-        } else {
-            CPM_UNROLL
-            for (int k = 0; k < Keys; k += 4) {
-                const __m256 four = _mm256_hadd_ps(_mm256_hadd_ps(sum[r][k], sum[r][k + 1]),
-                                                   _mm256_hadd_ps(sum[r][k + 2], sum[r][k + 3]));
-                _mm_storeu_ps(out + r * ld + k,
-                              _mm_add_ps(_mm256_castps256_ps128(four), _mm256_extractf128_ps(four, 1)));
-            }
-        }
-    }
+// Lanes 0 + 2 and 1 + 3 of a, then of b, in each half. Blends are cheaper than the shuffles of a horizontal add.
+inline __m256 add_pairs(__m256 a, __m256 b) {
+    return _mm256_add_ps(_mm256_blend_ps(a, b, 0xcc), _mm256_shuffle_ps(a, b, 0x4e));
 }
 
-template <int Rows, int Keys>
-void direct_scores_of(const float* queries, int size, const std::uint16_t* keys, int n, float* out,
-                      std::int64_t ld, Ahead& ahead) {
+// In each half the sums of a, b, c and d over its four lanes.
+inline __m256 add_lanes(__m256 a, __m256 b, __m256 c, __m256 d) {
+    const __m256 v = add_pairs(a, c), w = add_pairs(b, d);
+    return _mm256_add_ps(_mm256_blend_ps(v, w, 0xaa), _mm256_permute_ps(_mm256_blend_ps(v, w, 0x55), 0xb1));
+}
+
+// Eight sums, each of the eight lanes of a vector.
+inline __m256 sums_of(const __m256* v) {
+    const __m256 low = add_lanes(v[0], v[1], v[2], v[3]), high = add_lanes(v[4], v[5], v[6], v[7]);
+    return _mm256_add_ps(_mm256_blend_ps(low, high, 0xf0), _mm256_permute2f128_ps(low, high, 0x21));
+}
+
+// Dot products of 8 / Rows keys with Rows queries.
+template <int Rows, typename T>
+inline void dots(const float* queries, int size, const T* keys, float* out, std::int64_t ld) {
+    constexpr int Keys = 8 / Rows;
+    __m256 sum[8];
+    CPM_UNROLL
+    for (int i = 0; i < 8; ++i) sum[i] = _mm256_setzero_ps();
+    for (int d = 0; d < size; d += kLanes) {
+        __m256 key[Keys];
+        CPM_UNROLL
+        for (int k = 0; k < Keys; ++k) key[k] = load8(keys + k * size + d);
+        CPM_UNROLL
+        for (int r = 0; r < Rows; ++r) {
+            const __m256 query = _mm256_loadu_ps(queries + r * size + d);
+            CPM_UNROLL
+            for (int k = 0; k < Keys; ++k) sum[r * Keys + k] = _mm256_fmadd_ps(query, key[k], sum[r * Keys + k]);
+        }
+    }
+    alignas(32) float sums[8];
+    _mm256_store_ps(sums, sums_of(sum));
+    CPM_UNROLL
+    for (int r = 0; r < Rows; ++r) std::memcpy(out + r * ld, sums + r * Keys, Keys * sizeof(float));
+}
+
+template <typename T>
+inline float dot(const float* query, int size, const T* key) {
+    __m256 sum = _mm256_setzero_ps();
+    for (int d = 0; d < size; d += kLanes) sum = _mm256_fmadd_ps(_mm256_loadu_ps(query + d), load8(key + d), sum);
+    return sum_of(sum);
+}
+
+template <int Rows, typename T>
+void direct_rows(const float* queries, int size, const T* keys, int n, float* out, std::int64_t ld,
+                 Ahead& ahead) {
+    constexpr int Keys = 8 / Rows;
     int k = 0;
     for (; k + Keys <= n; k += Keys) {
         fetch(ahead, kLinesPerDots);
-        dots<Rows, Keys>(queries, size, keys + std::int64_t(k) * size, out + k, ld);
+        dots<Rows>(queries, size, keys + std::int64_t(k) * size, out + k, ld);
     }
-    for (; k < n; ++k) dots<Rows, 1>(queries, size, keys + std::int64_t(k) * size, out + k, ld);
+    for (; k < n; ++k)
+        for (int r = 0; r < Rows; ++r) out[r * ld + k] = dot(queries + r * size, size, keys + std::int64_t(k) * size);
 }
 
-void direct_scores(const float* queries, int rows, int size, const std::uint16_t* keys, int n, float* out,
+template <typename T>
+void direct_scores(const float* queries, int rows, int size, const T* keys, int n, float* out,
                    std::int64_t ld, Ahead& ahead) {
-    switch (rows) {
-        case 1: direct_scores_of<1, 8>(queries, size, keys, n, out, ld, ahead); break;
-        case 2: direct_scores_of<2, 4>(queries, size, keys, n, out, ld, ahead); break;
-        default: direct_scores_of<3, 4>(queries, size, keys, n, out, ld, ahead); break;
+    while (rows > 0) {
+        const int count = rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
+        switch (count) {
+            case 4: direct_rows<4>(queries, size, keys, n, out, ld, ahead); break;
+            case 2: direct_rows<2>(queries, size, keys, n, out, ld, ahead); break;
+            default: direct_rows<1>(queries, size, keys, n, out, ld, ahead); break;
+        }
+        queries += count * size;
+        out += count * ld;
+        rows -= count;
     }
+}
+
+// Scores of one row become weights; returns their sum. Two vectors at a time: each is one long chain.
+inline float weigh(float* scores, int visible, int padded, float top) {
+    const __m256 tops = _mm256_set1_ps(top);
+    __m256 sum = _mm256_setzero_ps(), sum2 = sum;
+    int i = 0;
+    for (; i + 2 * kLanes <= visible; i += 2 * kLanes) {
+        const __m256 first = exp2_8(_mm256_sub_ps(load8(scores + i), tops));
+        const __m256 second = exp2_8(_mm256_sub_ps(load8(scores + i + kLanes), tops));
+        _mm256_storeu_ps(scores + i, first);
+        _mm256_storeu_ps(scores + i + kLanes, second);
+        sum = _mm256_add_ps(sum, first);
+        sum2 = _mm256_add_ps(sum2, second);
+    }
+    for (; i < padded; i += kLanes) {
+        const __m256 weight = _mm256_and_ps(exp2_8(_mm256_sub_ps(load8(scores + i), tops)), first_lanes(visible - i));
+        _mm256_storeu_ps(scores + i, weight);
+        sum = _mm256_add_ps(sum, weight);
+    }
+    return sum_of(_mm256_add_ps(sum, sum2));
+}
+
+inline float largest_of(const float* scores, int visible, float least) {
+    __m256 peak = _mm256_set1_ps(least), peak2 = peak;
+    int i = 0;
+    for (; i + 2 * kLanes <= visible; i += 2 * kLanes) {
+        peak = _mm256_max_ps(peak, load8(scores + i));
+        peak2 = _mm256_max_ps(peak2, load8(scores + i + kLanes));
+    }
+    for (; i < visible; i += kLanes)
+        peak = _mm256_max_ps(peak, _mm256_blendv_ps(peak, load8(scores + i), first_lanes(visible - i)));
+    return largest(_mm256_max_ps(peak, peak2));
 }
 
 void softmax(float* scores, int rows, std::int64_t ld, int visible, int padded, float* top, float* total,
              float* rescale, Ahead& ahead) {
-    const int whole = visible / kLanes * kLanes;
-    const __m256 rest = first_lanes(visible - whole);
-    const __m256 none = _mm256_set1_ps(-std::numeric_limits<float>::infinity());
-    for (int r = 0; r < rows; ++r, scores += ld) {
-        fetch(ahead, kLinesPerSoftmax);
-        __m256 peak = _mm256_set1_ps(top[r]);
-        for (int i = 0; i < whole; i += kLanes) peak = _mm256_max_ps(peak, _mm256_loadu_ps(scores + i));
-        if (whole < visible)
-            peak = _mm256_max_ps(peak, _mm256_blendv_ps(none, _mm256_loadu_ps(scores + whole), rest));
-        const float now = largest(peak);
+    // All maxima first: the exponentials of a row would wait for its own.
+    for (int r = 0; r < rows; ++r) {
+        const float now = largest_of(scores + r * ld, visible, top[r]);
         rescale[r] = now > top[r] ? exp2_1(top[r] - now) : 1.0f;
-        peak = _mm256_set1_ps(now);
-        __m256 sum = _mm256_setzero_ps();
-        for (int i = 0; i < whole; i += kLanes) {
-            const __m256 weight = exp2_8(_mm256_sub_ps(_mm256_loadu_ps(scores + i), peak));
-            _mm256_storeu_ps(scores + i, weight);
-            sum = _mm256_add_ps(sum, weight);
-        }
-        int i = whole;
-        if (i < visible) {
-            const __m256 weight = _mm256_and_ps(exp2_8(_mm256_sub_ps(_mm256_loadu_ps(scores + i), peak)), rest);
-            _mm256_storeu_ps(scores + i, weight);
-            sum = _mm256_add_ps(sum, weight);
-            i += kLanes;
-        }
-        for (; i < padded; i += kLanes) _mm256_storeu_ps(scores + i, _mm256_setzero_ps());
-        total[r] = total[r] * rescale[r] + sum_of(sum);
         top[r] = now;
+    }
+    for (int r = 0; r < rows; ++r) {
+        fetch(ahead, kLinesPerSoftmax);
+        total[r] = total[r] * rescale[r] + weigh(scores + r * ld, visible, padded, top[r]);
     }
 }
 
@@ -451,8 +488,20 @@ void add(const float* values, std::int64_t n, float* sums) {
 }  // namespace
 
 const AttentionKernels kAttentionAvx2 = {
-    to_half, mean,       pack_keys,         pack_pooled, pack_values,   scores, direct_scores,
-    softmax, accumulate, direct_accumulate, normalizer,  probabilities, add,
+    to_half,
+    mean,
+    pack_keys,
+    pack_pooled,
+    pack_values,
+    scores,
+    direct_scores<std::uint16_t>,
+    direct_scores<float>,
+    softmax,
+    accumulate,
+    direct_accumulate,
+    normalizer,
+    probabilities,
+    add,
 };
 
 }  // namespace cpm

@@ -54,11 +54,12 @@ void scores(const float* queries, int rows, int size, const float* keys, int pan
         }
 }
 
-void direct_scores(const float* queries, int rows, int size, const std::uint16_t* keys, int n, float* out,
-                   std::int64_t ld, Ahead&) {
+template <typename T>
+void direct_scores(const float* queries, int rows, int size, const T* keys, int n, float* out, std::int64_t ld,
+                   Ahead&) {
     for (int k = 0; k < n; ++k, keys += size) {
         float key[kMaxHeadSize];
-        for (int d = 0; d < size; ++d) key[d] = half_to_float(keys[d]);
+        for (int d = 0; d < size; ++d) key[d] = widen(keys[d]);
         for (int r = 0; r < rows; ++r) {
             float sum = 0.0f;
             for (int d = 0; d < size; ++d) sum += queries[r * size + d] * key[d];
@@ -130,8 +131,20 @@ void add(const float* values, std::int64_t n, float* sums) {
 }  // namespace
 
 const AttentionKernels kAttentionScalar = {
-    to_half, mean,       pack_keys, pack<float>, pack_values,   scores, direct_scores,
-    softmax, accumulate, direct_accumulate,   normalizer,  probabilities, add,
+    to_half,
+    mean,
+    pack_keys,
+    pack<float>,
+    pack_values,
+    scores,
+    direct_scores<std::uint16_t>,
+    direct_scores<float>,
+    softmax,
+    accumulate,
+    direct_accumulate,
+    normalizer,
+    probabilities,
+    add,
 };
 
 }  // namespace cpm

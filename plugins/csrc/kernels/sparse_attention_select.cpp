@@ -10,6 +10,7 @@ namespace {
 
 constexpr float kExponentLimit = 80.0f * kLog2E;
 constexpr std::int64_t kChunk = 256;         // pooled keys of one task; a multiple of kKeyPanel
+constexpr std::int64_t kStep = 32;          // of them at a time: they stay in the first-level cache
 constexpr std::int64_t kRowsPerTask = 4;     // positions whose scores stay in the second-level cache
 constexpr std::int64_t kFewTasks = 8;        // fewer tasks of positions than this: split the pooled keys instead
 constexpr std::int64_t kSerialKeys = 256;    // pooled keys times heads: below, one thread does it all
@@ -84,13 +85,13 @@ void select_row(const AttentionCall& call, std::int64_t row, BlockLists& lists) 
     call.run(std::size_t(chunks * spec.kv_heads), serial, [&](std::size_t task) {
         const int kv_head = int(std::int64_t(task) / chunks);
         const std::int64_t first = std::int64_t(task) % chunks * kChunk, last = std::min(first + kChunk, windows);
-        float panel[kKeyPanel * kMaxHeadSize];
-        Ahead ahead;
-        for (std::int64_t j = first; j < last; j += kKeyPanel) {
-            const int count = int(std::min<std::int64_t>(kKeyPanel, last - j));
-            call.kernels.pack_pooled(call.pooled(kv_head, j), count, size, panel);
-            call.kernels.scores(queries + kv_head * group * size, group, size, panel, 1,
-                                scores + kv_head * group * ld + j, ld, ahead);
+        for (std::int64_t j = first; j < last; j += kStep) {
+            const float* keys = call.pooled(kv_head, j);
+            const std::int64_t count = std::min(kStep, last - j), next = std::min(kStep, last - j - count);
+            const auto end = [&](std::int64_t row) { return reinterpret_cast<const char*>(keys + row * size); };
+            Ahead ahead{end(count), end(count + next), nullptr, nullptr};
+            call.kernels.direct_pooled(queries + kv_head * group * size, group, size, keys, int(count),
+                                       scores + kv_head * group * ld + j, ld, ahead);
         }
     });
     if (windows)
