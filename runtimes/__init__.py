@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "open_engine"]
 
+MOST_THREADS = 1024
+
 # Each module has open_engine(bundle, *, device, threads, max_context) -> Engine.
 _ENGINES = {"ort": "cpm_edge.runtimes.ort", "aipc": "cpm_edge.runtimes.openvino"}
 _NATIVE = "cpm_edge.runtimes.openvino_native"
@@ -52,9 +54,10 @@ def load(
     from cpm_edge.runtimes.stats import Clock
 
     clock = Clock()
-    if threads is not None and threads < 1:
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
         raise BackendError(
-            f"threads: expected at least 1, got {threads}", hint="Leave it out for the engine's own choice."
+            f"threads: expected 1 to {MOST_THREADS}, got {threads}",
+            hint="Leave it out for the engine's own choice.",
         )
     bundle = open_bundle(path, check=check)
     _check_flavour(bundle, flavour)

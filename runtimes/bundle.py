@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from cpm_edge.runtimes.errors import BackendError, BundleError
-from cpm_edge.runtimes.manifest import FORMAT_VERSION, MANIFEST, ContextLimits, FileEntry, Manifest
+from cpm_edge.runtimes.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    ContextLimits,
+    FileEntry,
+    Manifest,
+    check_checksum,
+)
 
 __all__ = [
     "FORMAT_VERSION",
@@ -102,6 +109,7 @@ def open_bundle(path: str | os.PathLike[str], check: bool = False) -> Bundle:
     for name, entry in manifest.files.items():
         _check_size(_confined(root, name), name, entry)
     _check_hashes(root, manifest, hashlib.sha256(text).hexdigest(), force=check)
+    check_checksum(text)
     return Bundle(root, manifest)
 
 

@@ -4,6 +4,7 @@ CpmEdgeError
 ├── BundleError        a bundle is damaged, unsafe, too new, or made for another chip
 ├── BackendError       an engine is missing, too old, or cannot run on this device
 ├── PromptError        a prompt is empty, malformed, or cannot be rendered
+├── OptionError        a generation option is out of range; also a ValueError
 ├── ContextError       tokens do not fit the context the bundle was exported for
 └── ExportError        (cpm_edge.exporter.errors) the checkpoint, its config or the disk
 
@@ -45,6 +46,12 @@ class BackendError(CpmEdgeError):
 
 class PromptError(CpmEdgeError):
     """The prompt or the conversation cannot be turned into tokens."""
+
+
+class OptionError(CpmEdgeError, ValueError):
+    """A generation option has a value that means nothing."""
+
+    default_hint = "See cpm-run --help for the options and their ranges."
 
 
 class ContextError(CpmEdgeError):

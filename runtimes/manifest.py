@@ -6,6 +6,7 @@ Read with hand-written checks, so that an error names the key: ``files["model.on
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 from dataclasses import dataclass, field
@@ -15,12 +16,33 @@ from cpm_edge.runtimes.errors import BundleError
 
 MANIFEST = "cpm_edge.json"
 FORMAT_VERSION = 1
+CHECKSUM = "checksum"
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _JSON_NAMES = {
     dict: "an object", list: "an array", str: "a string", int: "an integer", float: "a number",
     bool: "true or false", type(None): "null",
 }  # fmt: skip
+
+
+def checksum(data: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's values: of everything but the checksum itself and the format version."""
+    values = {key: value for key, value in data.items() if key not in (CHECKSUM, "format_version")}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def check_checksum(text: str | bytes) -> None:
+    """Refuse a manifest that was changed after it was written.
+
+    Raises:
+        BundleError: the checksum is missing or another.
+    """
+    data = json.loads(text)
+    if data.get(CHECKSUM) != checksum(data):
+        raise BundleError(
+            f"{MANIFEST} was changed or damaged: its {CHECKSUM} does not fit its contents",
+            hint="Copy the bundle again, or export it again.",
+        )
 
 
 @dataclass(frozen=True)
@@ -119,8 +141,10 @@ class Manifest:
         return {"format_version": self.format_version, **middle, **self.extra, "files": plain["files"]}
 
     def dumps(self) -> str:
-        """The text of ``cpm_edge.json``."""
-        return json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
+        """The text of ``cpm_edge.json``, with a checksum of itself."""
+        data = self.to_json()
+        data = {"format_version": data.pop("format_version"), CHECKSUM: checksum(data), **data}
+        return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, value: object) -> Manifest:
@@ -154,7 +178,7 @@ class Manifest:
             engine=_engine(data.get("engine")),
             files={name: FileEntry.from_json(entry, f'files["{name}"]') for name, entry in files.items()},
             verification=None if verification is None else _take(verification, dict, "verification"),
-            extra={key: item for key, item in data.items() if key not in known},
+            extra={key: item for key, item in data.items() if key not in known and key != CHECKSUM},
         )
 
     @classmethod

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cpm_edge.runtimes.errors import BundleError
+from cpm_edge.runtimes.errors import BundleError, OptionError
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class GenerationOptions:
         special: keep special tokens such as <|im_end|> in the text.
 
     Raises:
-        ValueError: a value is out of range.
+        OptionError: a value is out of range.
     """
 
     max_new_tokens: int | None = None
@@ -60,7 +60,7 @@ class GenerationOptions:
         """A copy with some options changed.
 
         Raises:
-            TypeError: there is no such option. ValueError: a value is out of range.
+            TypeError: there is no such option. OptionError: a value is out of range.
         """
         known = {field.name for field in dataclasses.fields(self)}
         if unknown := sorted(set(changes) - known):
@@ -89,4 +89,4 @@ class GenerationOptions:
 
 def _require(ok: bool, options: GenerationOptions, name: str, expected: str) -> None:
     if not ok:
-        raise ValueError(f"{name}: expected {expected}, got {getattr(options, name)!r}")
+        raise OptionError(f"{name}: expected {expected}, got {getattr(options, name)!r}")

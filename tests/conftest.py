@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -7,6 +8,10 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.support.bundles import Bundles
+
+
+# In the background of a shell (nohup make test &) SIGINT is ignored, and children would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -84,7 +84,7 @@ def read_decoder(reader: ConfigReader, *, tied: bool) -> dict[str, Any]:
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
-        "rms_norm_eps": reader.get("rms_norm_eps", float, 1e-6),
+        "rms_norm_eps": reader.positive_number("rms_norm_eps", 1e-6),
         "max_position_embeddings": longest,
         "tie_word_embeddings": reader.get("tie_word_embeddings", bool, tied),
         "rope": Rope.read(reader, head_dim, longest),

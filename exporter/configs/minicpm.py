@@ -75,8 +75,8 @@ class MiniCPMConfig(LlamaConfig):
         sparse = reader.section("sparse_config")
         config = cls(
             **decoder,
-            scale_emb=reader.get("scale_emb", float, 1.0),
-            scale_depth=reader.get("scale_depth", float, 1.0),
+            scale_emb=reader.positive_number("scale_emb", 1.0),
+            scale_depth=reader.positive_number("scale_depth", 1.0),
             dim_model_base=reader.positive("dim_model_base", 1),
             sparse_config=None if sparse is None else SparseConfig.read(sparse),
         )

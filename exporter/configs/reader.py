@@ -12,6 +12,7 @@ from cpm_edge.exporter.errors import ConfigError, ExportWarning
 T = TypeVar("T")
 
 REQUIRED: Any = object()
+LARGEST = 2**31 - 1  # sizes and lengths fit the engines' 32-bit shapes
 _NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false", dict: "an object"}
 
 # Keys that say how a model was trained, saved or generated with, not what it computes.
@@ -83,6 +84,8 @@ class ConfigReader:
         value = self.get(key, int, default)
         if value <= 0:
             raise ConfigError(f"{self.name(key)}: expected a positive integer, got {value}")
+        if value > LARGEST:
+            raise ConfigError(f"{self.name(key)}: expected at most {LARGEST}, got {value}")
         return value
 
     def positive_number(self, key: str, default: Any = REQUIRED) -> float:
@@ -111,11 +114,25 @@ class ConfigReader:
         """A list of ``count`` positive numbers."""
         self._used.add(key)
         value = self._data.get(key)
-        if not isinstance(value, list) or not all(type(v) in (int, float) and v > 0 for v in value):
+        if not isinstance(value, list) or not all(
+            type(v) in (int, float) and 0 < v < math.inf for v in value
+        ):
             raise ConfigError(f"{self.name(key)}: expected {count} positive numbers, got {_shorten(value)}")
         if len(value) != count:
             raise ConfigError(f"{self.name(key)}: expected {count} numbers, got {len(value)}")
         return tuple(float(v) for v in value)
+
+    def token_ids(self, key: str) -> list[int]:
+        """One id or a list of them, [] when absent or negative."""
+        self._used.add(key)
+        value = self._data.get(key)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(token) is int for token in ids):
+            raise ConfigError(
+                f"{self.name(key)}: expected token ids, got {_shorten(value)}",
+                hint="correct it in generation_config.json or config.json",
+            )
+        return [token for token in ids if token >= 0]
 
     def section(self, key: str) -> ConfigReader | None:
         """A nested object, or None when it is absent or null."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cpm_edge.exporter.configs.reader import ConfigReader
+from cpm_edge.exporter.errors import ConfigError
 
 IMPLEMENTED = ("default", "linear", "dynamic", "longrope")
 
@@ -76,8 +77,14 @@ class Rope:
             fields["short_factor"] = scaling.numbers("short_factor", half)
             original = reader.get("original_max_position_embeddings", int, max_position)
             fields["original_max"] = scaling.positive("original_max_position_embeddings", original)
+            if fields["original_max"] < 2:
+                raise ConfigError("rope_scaling.original_max_position_embeddings: expected at least 2, got 1")
             fields["factor"] = scaling.positive_number("factor", max_position / fields["original_max"])
-            fields["attention_factor"] = scaling.get("attention_factor", float, None)
+            fields["attention_factor"] = (
+                scaling.positive_number("attention_factor")
+                if scaling.get("attention_factor", float, None) is not None
+                else None
+            )
         scaling.finish(strict=True)
         return cls(head_dim=head_dim, max_position=max_position, theta=theta, kind=kind, **fields)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cpm_edge.exporter.disk import openvino_disk_errors
+from cpm_edge.exporter.errors import CheckpointError
 from cpm_edge.runtimes.errors import missing_dependency
 
 TOKENIZER = "openvino_tokenizer.xml"
@@ -47,4 +48,11 @@ def write_tokenizer(folder: Path) -> None:
 
 def _text(token: Any) -> str:
     """Token entries are strings or objects with a content."""
-    return str(token["content"]) if isinstance(token, dict) else str(token)
+    if isinstance(token, dict):
+        token = token.get("content")
+    if not isinstance(token, str):
+        raise CheckpointError(
+            f"tokenizer_config.json: expected a token's text, got {token!r}",
+            hint="correct the special tokens of the checkpoint's tokenizer_config.json",
+        )
+    return token

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from cpm_edge.exporter.configs.reader import ConfigReader
 from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.passes.context_inputs import past_from_attention_mask
 from cpm_edge.exporter.passes.grouped_query import lower_dense_attention
@@ -42,6 +43,7 @@ def build(job: BuildJob) -> Built:
         )
     # Without int8 activations ONNX Runtime's CPU kernel expands the weights anew for every token.
     activations = job.activations or ("fp32" if job.weights.policy.linear.format.is_float else "int8")
+    genai = genai_config(job)
     graph = job.model.graph
     total, _ = past_from_attention_mask(graph)
     is_dense = lower_dense_attention(graph, total) > 0
@@ -53,8 +55,7 @@ def build(job: BuildJob) -> Built:
             job.model.functions[function.identifier()] = function
     ir.save(job.model, job.folder / MODEL)
     if is_dense:
-        config = genai_config(job)
-        (job.folder / "genai_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (job.folder / "genai_config.json").write_text(json.dumps(genai, indent=2) + "\n")
     spec = job.config.attention_spec(0)
     return Built(
         engine={
@@ -85,19 +86,24 @@ def _default_logits_from(graph: ir.Graph) -> None:
 
 
 def genai_config(job: BuildJob) -> dict[str, Any]:
-    """onnxruntime-genai's description of the model; it takes no key that it does not know."""
-    config, source = job.config, {**job.checkpoint.config, **job.checkpoint.generation_config}
-    eos = source.get("eos_token_id", 2)
-    pad = source.get("pad_token_id")
-    first_eos = eos[0] if isinstance(eos, list) else eos
+    """onnxruntime-genai's description of the model; it takes no key that it does not know.
+
+    Raises:
+        ConfigError: a token id or a sampling default of the wrong type.
+    """
+    config = job.config
+    source = ConfigReader({**job.checkpoint.config, **job.checkpoint.generation_config}, "generation_config")
+    eos = source.token_ids("eos_token_id") or [2]
+    pad = source.token_ids("pad_token_id") or eos
+    bos = source.token_ids("bos_token_id") or [1]
     return {
         "model": {
             "type": "llama",
             "vocab_size": config.vocab_size,
             "context_length": job.max_context,
-            "bos_token_id": source.get("bos_token_id", 1),
-            "eos_token_id": eos,
-            "pad_token_id": first_eos if pad is None or pad < 0 else pad,
+            "bos_token_id": bos[0],
+            "eos_token_id": eos if len(eos) > 1 else eos[0],
+            "pad_token_id": pad[0],
             "decoder": {
                 "filename": MODEL,
                 "head_size": config.head_dim,
@@ -120,12 +126,12 @@ def genai_config(job: BuildJob) -> dict[str, Any]:
             },
         },
         "search": {
-            "do_sample": bool(source.get("do_sample", False)),
+            "do_sample": source.get("do_sample", bool, False),
             "max_length": job.max_context,
             "past_present_share_buffer": True,
-            "temperature": float(source.get("temperature") or 1.0),
-            "top_k": int(source.get("top_k") or 50),
-            "top_p": float(source.get("top_p") or 1.0),
-            "repetition_penalty": float(source.get("repetition_penalty") or 1.0),
+            "temperature": source.get("temperature", float, 1.0),
+            "top_k": source.get("top_k", int, 50),
+            "top_p": source.get("top_p", float, 1.0),
+            "repetition_penalty": source.get("repetition_penalty", float, 1.0),
         },
     }

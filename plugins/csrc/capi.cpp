@@ -5,6 +5,7 @@
 #include "kernels/cpu.h"
 #include "kernels/linear_attention.h"
 #include "kernels/matmul_nbits.h"
+#include "kernels/probe.h"
 #include "kernels/rms_norm.h"
 #include "kernels/sparse_attention.h"
 #include "kernels/thread_pool.h"
@@ -210,6 +211,14 @@ int32_t cpm_sparse_attention(cpm_pool* pool, int32_t isa, const cpm_attention_sp
     step.selected = rows->selected;
     cpm::sparse_attention(pool->pool, static_cast<cpm::Isa>(isa), s, step);
     return CPM_OK;
+}
+
+uint64_t cpm_probe_read(cpm_pool* pool, int32_t isa, const uint8_t* data, int64_t bytes) {
+    return cpm::read_all(pool->pool, static_cast<cpm::Isa>(isa), data, bytes);
+}
+
+int64_t cpm_probe_multiply_add(cpm_pool* pool, int32_t isa, int64_t rounds, float* sink) {
+    return cpm::multiply_add(pool->pool, static_cast<cpm::Isa>(isa), rounds, sink);
 }
 
 }  // extern "C"

@@ -113,6 +113,11 @@ typedef struct {
 CPM_API int32_t cpm_sparse_attention(cpm_pool* pool, int32_t isa, const cpm_attention_spec* spec,
                                      const cpm_cache* cache, const cpm_attention_rows* rows);
 
+/* The machine's limits, see kernels/probe.h: read `bytes` once; run multiply-adds on every thread (sink: a float
+ * for each) and return how many there were. */
+CPM_API uint64_t cpm_probe_read(cpm_pool* pool, int32_t isa, const uint8_t* data, int64_t bytes);
+CPM_API int64_t cpm_probe_multiply_add(cpm_pool* pool, int32_t isa, int64_t rounds, float* sink);
+
 #ifdef __cplusplus
 }
 #endif

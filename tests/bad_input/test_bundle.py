@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cpm_edge.runtimes.manifest import checksum
 from tests.bad_input.bench import QUESTION, Bench
 
 MANIFEST = "cpm_edge.json"
@@ -15,8 +16,10 @@ DIGEST = "0" * 64
 
 
 def rewrite(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the manifest so that only the change itself can be noticed."""
     manifest = json.loads((bundle / MANIFEST).read_text())
     change(manifest)
+    manifest["checksum"] = checksum(manifest)
     (bundle / MANIFEST).write_text(json.dumps(manifest))
 
 
@@ -109,3 +112,14 @@ def test_a_model_that_the_engine_refuses(bench: Bench, bundle: Path) -> None:
     entry = {"sha256": hashlib.sha256(b"nonsense").hexdigest(), "bytes": 8}
     rewrite(bundle, lambda manifest: manifest["files"].update({"model.onnx": entry}))
     bench.run_fails(bundle, *QUESTION).says("onnxruntime cannot load model.onnx", hint="")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"layers": 3', '"dayers": 3'), ('"num_heads": 4', '"num_heads": 5'), ("float32", "float33")],
+)
+def test_a_flipped_byte_in_the_manifest(bench: Bench, bundle: Path, old: str, new: str) -> None:
+    text = (bundle / MANIFEST).read_text()
+    assert old in text
+    (bundle / MANIFEST).write_text(text.replace(old, new, 1))
+    bench.run_fails(bundle).says(MANIFEST, "changed or damaged", hint="again")

@@ -11,6 +11,7 @@ import pytest
 from cpm_edge.runtimes import bundle as bundle_module
 from cpm_edge.runtimes.bundle import MANIFEST, Manifest, check_engine, hash_files, open_bundle
 from cpm_edge.runtimes.errors import BackendError, BundleError
+from cpm_edge.runtimes.manifest import checksum
 from tests.runtimes.fakes import make_bundle, manifest
 
 
@@ -36,6 +37,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def edit(folder: Path, change: Any) -> None:
     data = json.loads((folder / MANIFEST).read_text())
     change(data)
+    data["checksum"] = checksum(data)
     (folder / MANIFEST).write_text(json.dumps(data))
 
 

@@ -62,7 +62,7 @@ def test_logits_are_those_of_the_modules_with_the_same_roundings(
     with bundles.engine(variant, "aipc", **NATIVE).session() as session:
         got = session.forward(bundles.prompt, logits="all")
     error = np.abs(got - expected).max(1) / expected.std()
-    # A float on a rounding boundary may get the other int8 code, and every row after it in the cache sees that:
+    # A float on a rounding boundary may get the other int8 code, and every later row sees that in the cache:
     # rows before the first such flip agree to float32 (measured 4e-6), later ones to int8 (measured 0.035).
     assert np.percentile(error, 10) < 1e-4, np.percentile(error, [10, 50, 90, 100])
     assert np.median(error) < 0.1, np.percentile(error, [10, 50, 90, 100])
