@@ -189,7 +189,7 @@ def _check_shapes(
 def _row_stride(name: str, array: Floats) -> int:
     """Floats from one row of (T, n) to the next."""
     if len(array) <= 1 and array.dtype == np.float32 and array.flags.c_contiguous:
-        return array.shape[1]
+        return int(array.shape[1])
     if array.dtype != np.float32 or array.strides[1] != 4 or array.strides[0] % 4:
         raise NativeError(f"{name}: expected float32 rows without gaps, got {array.dtype} {array.strides}")
     return array.strides[0] // 4

@@ -154,7 +154,8 @@ void Tile::attend_rows(const MaskedBlock& masked, int from, int to, const float*
     if (values)
         kernels.accumulate(scores, rows, ld, count, values, size_, rescale, target);
     else
-        kernels.direct_accumulate(scores, rows, ld, count, call_.values(kv_head_, start), size_, rescale, target, ahead);
+        kernels.direct_accumulate(scores, rows, ld, count, call_.values(kv_head_, start), size_, rescale, target,
+                                  ahead);
 }
 
 void Tile::attend_block(const MaskedBlock& masked, const Sums& sums, Ahead& ahead) {

@@ -86,9 +86,11 @@ class Case:
         for count in chunks or (self.rows.count,):
             out = np.full((1, count, self.output.shape[2]), np.nan, np.float32)
             chosen = np.full((1, count, self.spec.kv_num_heads, self.spec.budget), -7, np.int32)
-            new = [np.ascontiguousarray(array) for array in self.rows.cut(start, start + count)]
+            query, key, value = map(np.ascontiguousarray, self.rows.cut(start, start + count))
             past = np.array([self.past.count + start], np.int64)
-            native.sparse_attention(pool, self.spec, *new, cache, past, isa=isa, out=out, selected=chosen)
+            native.sparse_attention(
+                pool, self.spec, query, key, value, cache, past, isa=isa, out=out, selected=chosen
+            )
             outputs.append(out)
             selections.append(chosen)
             start += count
@@ -124,8 +126,8 @@ class Case:
 
 def heads_of(rows: Array, size: int) -> Array:
     """(T, H * D) as (H, T, D)."""
-    split: Array = rows.reshape(len(rows), rows.shape[1] // size, size).swapaxes(0, 1)
-    return split
+    split: Array = rows.reshape(len(rows), rows.shape[1] // size, size)
+    return split.swapaxes(0, 1)
 
 
 def make_case(
@@ -135,10 +137,10 @@ def make_case(
     before = Rows(*(stored(array) for array in made.cut(0, past)))
     rows = Rows(*made.cut(past, past + count))
     shape = (1, spec.kv_num_heads, rounded(past + count, spec), size)
-    caches = [np.full(shape, np.nan, np.float32) for _ in range(2)]
-    for cache_, old in zip(caches, (before.key, before.value), strict=True):
-        cache_[0, :, :past] = heads_of(old[0], size)
-    inputs = (rows.query, stored(rows.key), stored(rows.value), *caches)
+    old_keys, old_values = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
+    old_keys[0, :, :past] = heads_of(before.key[0], size)
+    old_values[0, :, :past] = heads_of(before.value[0], size)
+    inputs = (rows.query, stored(rows.key), stored(rows.value), old_keys, old_values)
     length, trace = np.array([past]), Trace()
     single, *_ = reference.sparse_attention(*inputs, length, spec=spec, trace=trace)
     double, *_ = in_float64(*(array.astype(np.float64) for array in inputs), length, spec=spec)
@@ -273,11 +275,13 @@ def test_rotation_and_rows_of_a_wider_matrix(isa: Isa) -> None:
         return np.ascontiguousarray(turned.reshape(array.shape))
 
     merged = np.concatenate([rows.query, rows.key, rows.value], -1)
-    views = np.split(merged, [4 * SIZE, 6 * SIZE], -1)
+    query, key, value = np.split(merged, [4 * SIZE, 6 * SIZE], -1)
     past = np.zeros(2, np.int64)
     with ThreadPool(2) as pool:
         first, second = (AttentionCache.empty(spec, 2, 96, SIZE) for _ in range(2))
-        inside = native.sparse_attention(pool, spec, *views, first, past, rotation=rotation, isa=isa)
+        inside = native.sparse_attention(
+            pool, spec, query, key, value, first, past, rotation=rotation, isa=isa
+        )
         before = native.sparse_attention(
             pool, spec, rotated(rows.query), rotated(rows.key), rows.value, second, past, isa=isa
         )
@@ -298,11 +302,33 @@ def test_rows_of_a_batch_keep_their_own_lengths() -> None:
         assert own.pooled is not None
         for target, source in ((cache.key, own.key), (cache.value, own.value), (cache.pooled, own.pooled)):
             target[b, :, : source.shape[2]] = source[0]
-    new = [np.concatenate([getattr(c.rows, name) for c in cases]) for name in ("query", "key", "value")]
+    query, key, value = (
+        np.concatenate([getattr(case.rows, name) for case in cases]) for name in ("query", "key", "value")
+    )
     with ThreadPool(2) as pool:
-        got = native.sparse_attention(pool, spec, *new, cache, np.array([40, 101]))
+        got = native.sparse_attention(pool, spec, query, key, value, cache, np.array([40, 101]))
     for b, case in enumerate(cases):
         assert np.abs(got[b] - case.output[0]).max() <= case.tolerance
+
+
+@BY_ISA
+def test_a_query_that_is_not_a_number_stays_visible(isa: Isa) -> None:
+    spec = small_spec()
+    rows = make_rows(spec, 100)
+    inputs = (rows.key, rows.value)
+    past = np.array([0])
+    bad = rows.query.copy()
+    bad[0, [20, 90], :SIZE] = np.nan
+    with ThreadPool(2) as pool:
+        expected, got = (
+            native.sparse_attention(
+                pool, spec, query, *inputs, AttentionCache.empty(spec, 1, 112, SIZE), past, isa=isa
+            )
+            for query in (rows.query, bad)
+        )
+    assert np.isnan(got[0, [20, 90], :SIZE]).all()
+    others = np.delete(np.arange(100), [20, 90])
+    np.testing.assert_array_equal(got[0, others], expected[0, others])
 
 
 def test_no_rows_change_nothing() -> None:
