@@ -170,7 +170,9 @@ def _print_summary(result: Any) -> None:
         notes = sorted(set(fallen.values()))
         table.add_row("", f"{len(fallen)} tensors with a smaller group: {'; '.join(notes)}")
     table.add_row("embedding, head", f"{manifest.weights['embedding']}, {manifest.weights['head']}")
-    table.add_row("context", f"{manifest.context.max_context} tokens, {manifest.context.rope['choice']} RoPE")
+    table.add_row(
+        "context", f"{manifest.context.max_context} tokens; RoPE: {manifest.context.rope['choice']}"
+    )
     table.add_row("seconds", ", ".join(f"{name} {value:.1f}" for name, value in result.seconds.items()))
     report = manifest.verification
     if report:

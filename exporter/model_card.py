@@ -17,7 +17,7 @@ Made by {{ m.producer }} from the {{ m.source.kind }} checkpoint `{{ m.source.na
 | linear layers | {{ m.weights.linear }} |
 | embedding, head | {{ m.weights.embedding }}, {{ m.weights.head }} |
 | attention | {{ attention }} |
-| context | {{ m.context.max_context }} tokens ({{ m.context.rope.choice }} RoPE) |
+| context | {{ m.context.max_context }} tokens; RoPE: {{ m.context.rope.choice }} |
 | layers, hidden size, vocabulary | {{ m.num_layers }}, {{ m.hidden_size }}, {{ m.vocab_size }} |
 
 ## Run

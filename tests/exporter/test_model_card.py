@@ -15,7 +15,7 @@ def test_the_card_tells_what_the_bundle_is(bundles: Bundles, target: str) -> Non
     for fact in (
         bundle.manifest.weights["linear"],
         bundle.manifest.engine["requires"],
-        "1024 tokens (LongRoPE, long list for 1024 tokens RoPE)",
+        "1024 tokens; RoPE: LongRoPE, long list for 1024 tokens",
         "| attention | dense |",
     ):
         assert fact in card, fact
