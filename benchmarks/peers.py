@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -94,14 +95,15 @@ def main(shape: str, context: int, threads: int, repeat: int, llama_bench: str |
         engines = {"ours, native int4 g32": _engine(folder, "native", 32, threads)}
         if stock:
             engines["OpenVINO stock, int4 g128"] = _engine(folder, "stock", 128, threads)
+        vocab = json.loads((folder / "checkpoint/config.json").read_text())["vocab_size"]
         for label, engine in engines.items():
-            vocab = json.loads((folder / "checkpoint/config.json").read_text())["vocab_size"]
-            runs[label] = lambda engine=engine, vocab=vocab: measure_session(engine, context, vocab)
+            runs[label] = partial(measure_session, engine, context, vocab)
         if llama_bench:
             write_gguf(folder / "checkpoint", folder / "model.gguf")
             for flash in (0, 1):
-                runs[f"llama.cpp Q4_0, -fa {flash}"] = lambda flash=flash: measure_llama(
-                    llama_bench, folder / "model.gguf", context, threads, flash
+                model = folder / "model.gguf"
+                runs[f"llama.cpp Q4_0, -fa {flash}"] = partial(
+                    measure_llama, llama_bench, model, context, threads, flash
                 )
         rates = {label: Rates() for label in runs}
         for _ in range(repeat):

@@ -124,7 +124,7 @@ class OpenVinoNativeSession(Session):
         self._reserve(min(FIRST_CAPACITY, self.max_context))
 
     def cache_bytes(self) -> int:
-        return sum(array.nbytes for array in (*self._keys, *self._values, *self._pooled))
+        return sum(sum(array.nbytes for array in buffers) for buffers in self._buffers())
 
     def layer_keys(self, layer: int) -> FloatArray:
         """Cached keys of one layer, float32 (kv heads, position, head_dim)."""
@@ -186,14 +186,13 @@ class OpenVinoNativeSession(Session):
     def _clone(self) -> OpenVinoNativeSession:
         twin = OpenVinoNativeSession(self._engine)
         twin._reserve(self._keys[0].shape[1])
-        for mine, theirs in (
-            (self._keys, twin._keys),
-            (self._values, twin._values),
-            (self._pooled, twin._pooled),
-        ):
+        for mine, theirs in zip(self._buffers(), twin._buffers(), strict=True):
             for source, target in zip(mine, theirs, strict=True):
                 target[...] = source
         return twin
+
+    def _buffers(self) -> tuple[list[npt.NDArray[Any]], ...]:
+        return self._keys, self._values, self._pooled
 
     def _close(self) -> None:
         self._requests.clear()
