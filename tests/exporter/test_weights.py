@@ -32,11 +32,11 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK_ELEMENTS", 7 * 64)
 
 
-def test_row_blocks_are_even_and_whole(tmp_path: Path, small_blocks: None) -> None:
+def test_row_blocks_are_panels_and_whole(tmp_path: Path, small_blocks: None) -> None:
     tensors = make_tensors(CONFIG)
     weights = open_weights(tmp_path, tensors)
     blocks = list(weights.blocks(QUERY))
-    assert {len(block) for block in blocks[:-1]} == {6} and len(blocks) == 22
+    assert {len(block) for block in blocks[:-1]} == {8} and len(blocks) == 16
     np.testing.assert_array_equal(np.concatenate(blocks), tensors[QUERY])
     np.testing.assert_array_equal(np.concatenate(list(weights.blocks(NORM))), tensors[NORM])
     np.testing.assert_array_equal(np.concatenate(list(weights.blocks("rotary.inv_freq"))), np.ones(16))
