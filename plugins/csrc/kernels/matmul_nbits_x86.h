@@ -13,6 +13,13 @@
 
 #include "kernels/matmul_nbits.h"
 
+// Without it GCC keeps small arrays of vectors in memory.
+#if defined(__GNUC__)
+#define CPM_UNROLL _Pragma("GCC unroll 16")
+#else
+#define CPM_UNROLL
+#endif
+
 namespace cpm {
 namespace {
 
@@ -24,6 +31,14 @@ inline __m256i four(const std::int8_t* x) {
 
 inline __m256i load(const std::uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 
+// The hardware prefetcher stops at page ends; a panel goes on.
+constexpr int kAhead = 2048;
+
+template <int Bytes>
+inline void prefetch(const std::uint8_t* p) {
+    for (int i = 0; i < Bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(p + i), _MM_HINT_T0);
+}
+
 // The integer dot products of one block of 32 columns with Tile activation rows: int32 lanes, one a row.
 template <int Bits, int Tile>
 inline void block_dot(const std::uint8_t* codes, const std::int8_t* const* x, __m256i* out) {
@@ -31,8 +46,10 @@ inline void block_dot(const std::uint8_t* codes, const std::int8_t* const* x, __
         // |w| times sign(w) x: products of two bytes would overflow the 16 bits of unsigned times signed.
         for (int t = 0; t < Tile; ++t) out[t] = _mm256_setzero_si256();
         const __m256i offset = _mm256_set1_epi8(char(0x80)), ones = _mm256_set1_epi16(1);
+        CPM_UNROLL
         for (int v = 0; v < 8; ++v) {
             const __m256i w = _mm256_xor_si256(load(codes + 32 * v), offset), magnitude = _mm256_abs_epi8(w);
+            CPM_UNROLL
             for (int t = 0; t < Tile; ++t) {
                 const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(four(x[t] + 4 * v), w));
                 out[t] = _mm256_add_epi32(out[t], _mm256_madd_epi16(pairs, ones));
@@ -43,10 +60,13 @@ inline void block_dot(const std::uint8_t* codes, const std::int8_t* const* x, __
         const __m256i mask = _mm256_set1_epi8(Bits == 4 ? 15 : 3);
         typename Dot::Sum sums[Tile];
         for (int t = 0; t < Tile; ++t) sums[t] = Dot::zero();
+        CPM_UNROLL
         for (int v = 0; v < Bits; ++v) {
             const __m256i packed = load(codes + 32 * v);
+            CPM_UNROLL
             for (int s = 0; s < steps; ++s) {
                 const __m256i w = _mm256_and_si256(s ? _mm256_srli_epi16(packed, Bits * s) : packed, mask);
+                CPM_UNROLL
                 for (int t = 0; t < Tile; ++t) sums[t] = Dot::add(sums[t], w, four(x[t] + 4 * (v * steps + s)));
             }
         }
@@ -84,7 +104,9 @@ void panel_dot(const NBitsShape& shape, const std::uint8_t* panel, const Activat
         for (int t = 0; t < Tile; ++t) sum[t] = _mm256_setzero_ps();
         for (std::int64_t b = 0; b < blocks; ++b, panel += block_bytes) {
             __m256i dot[Tile];
+            prefetch<block_bytes>(panel + kAhead);
             block_dot<Bits, Tile>(panel, x, dot);
+            CPM_UNROLL
             for (int t = 0; t < Tile; ++t) {
                 __m256 value;
                 if constexpr (Zeros)
