@@ -13,6 +13,7 @@ import pytest
 
 import cpm_edge.benchmarks.agreement
 import cpm_edge.benchmarks.export_peers
+import cpm_edge.benchmarks.peers
 import cpm_edge.benchmarks.perplexity
 import cpm_edge.benchmarks.random_checkpoint
 import cpm_edge.exporter.cli
@@ -27,7 +28,7 @@ COMMANDS: dict[str, click.Command] = {
 }
 MEASUREMENTS: dict[str, click.Command] = {
     f"cpm_edge.benchmarks.{name}": getattr(cpm_edge.benchmarks, name).main
-    for name in ("agreement", "export_peers", "perplexity", "random_checkpoint")
+    for name in ("agreement", "export_peers", "peers", "perplexity", "random_checkpoint")
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 OF_OTHERS = {"--index-url", "--no-build-isolation", "--no-deps"}
