@@ -17,7 +17,7 @@ import numpy as np
 from cpm_edge.exporter.checkpoint import Checkpoint, check_tokenizer, open_checkpoint
 from cpm_edge.exporter.configs import LlamaConfig, MiniCPMConfig
 from cpm_edge.exporter.disk import disk_errors
-from cpm_edge.exporter.errors import ConfigError, ExportError, ExportWarning
+from cpm_edge.exporter.errors import ExportError, ExportWarning
 from cpm_edge.exporter.model_card import model_card
 from cpm_edge.exporter.options import ExportOptions
 from cpm_edge.exporter.progress import Progress
@@ -236,4 +236,4 @@ class _timed:  # noqa: N801 - reads as a statement: with _timed(seconds, "trace"
         self._seconds[self._name] = round(time.perf_counter() - self._start, 3)
 
 
-__all__ = ["ConfigError", "ExportResult", "Plan", "export", "model_weights", "prepare"]
+__all__ = ["ExportResult", "Plan", "export", "model_weights", "prepare"]

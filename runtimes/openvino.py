@@ -10,14 +10,13 @@ import numpy as np
 from cpm_edge.runtimes.bundle import Bundle, check_engine
 from cpm_edge.runtimes.errors import BackendError, missing_dependency
 from cpm_edge.runtimes.session import Engine, FloatArray, Logits, Session, TokenArray
-from cpm_edge.runtimes.workspace import prefill_chunk
+from cpm_edge.runtimes.workspace import SPARSE_COPIES, prefill_chunk
 
 if TYPE_CHECKING:
     import openvino as ov
 
 MODEL = "openvino_model.xml"
 DEVICES = ("CPU", "GPU")
-SPARSE_COPIES = 6
 
 
 def open_engine(

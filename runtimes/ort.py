@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from cpm_edge.runtimes.bundle import Bundle, check_engine
 from cpm_edge.runtimes.errors import BackendError, missing_dependency
 from cpm_edge.runtimes.session import Engine, FloatArray, Logits, Session, TokenArray
-from cpm_edge.runtimes.workspace import prefill_chunk
+from cpm_edge.runtimes.workspace import SPARSE_COPIES, prefill_chunk
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 MODEL = "model.onnx"
 FIRST_CAPACITY = 1024
 DENSE_COPIES = 1
-SPARSE_COPIES = 6
 PROVIDERS = {"CPU": "CPUExecutionProvider", "CUDA": "CUDAExecutionProvider"}
 
 
@@ -55,7 +53,7 @@ def open_engine(
     try:
         model = onnxruntime.InferenceSession(str(bundle.file(MODEL)), options, providers=[provider])
     except Exception as error:
-        raise BackendError(f"onnxruntime cannot load {Path(MODEL).name}: {error}") from error
+        raise BackendError(f"onnxruntime cannot load {MODEL}: {error}") from error
     if provider not in model.get_providers():
         raise BackendError(
             f"device {device}: onnxruntime fell back to {', '.join(model.get_providers())}",

@@ -8,6 +8,7 @@ from typing import Any
 BUDGET = 256 << 20  # bytes for score-sized temporaries
 LONGEST = 512  # beyond this, larger steps no longer make prefill faster
 ALIGNMENT = 16
+SPARSE_COPIES = 6  # score-sized tensors that the portable body of cpm.SparseAttention keeps alive
 
 
 def prefill_chunk(attention: dict[str, Any], copies: int) -> Callable[[int], int]:
