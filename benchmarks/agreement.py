@@ -1,7 +1,5 @@
 """Greedy tokens of every runtime against the traced modules on the weights that the bundles hold.
 
-    python -m cpm_edge.benchmarks.agreement --model SmolLM2.gguf
-
 Runs the eager modules on the dequantized weights, our two runtimes, openvino_genai's LLMPipeline and
 onnxruntime_genai. A difference counts as a tie when the eager top-2 margin is below 1e-2.
 """
@@ -15,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 
+from cpm_edge.benchmarks.report import Report
 from cpm_edge.exporter.checkpoint import open_checkpoint
 from cpm_edge.exporter.eager import build_model, empty_caches, load_weights
 from cpm_edge.exporter.export import export, prepare
@@ -127,19 +124,19 @@ def verdict(reference: Greedy, other: Greedy) -> tuple[str, bool]:
     return f"the same {len(reference.tokens)} tokens", True
 
 
-@click.command()
-@click.option("--model", required=True, help="The checkpoint.")
-@click.option("--tokens", default=64, show_default=True, help="How many to generate.")
-@click.option("--weight-format", default="int4", show_default=True)
-@click.option("--prompt", default=PROMPT, show_default=True)
-def main(model: str, tokens: int, weight_format: str, prompt: str) -> None:
-    """Print one line a runtime; exit 1 when one of them disagrees beyond a tie."""
-    table = Table("runtime", "against", "result")
-    holds = []
+def run(model: str, tokens: int, weight_format: str, prompt: str) -> Report:
+    """One line a runtime; ``results["holds"]`` is false when one of them disagrees beyond a tie.
+
+    Args:
+        model: the checkpoint.
+        tokens: how many to generate.
+    """
+    settings = {"model": model, "tokens": tokens, "weight_format": weight_format, "prompt": prompt}
+    report = Report("agreement", settings)
+    rows: list[dict[str, Any]] = []
 
     def row(name: str, against: str, result: tuple[str, bool]) -> None:
-        table.add_row(name, against, result[0])
-        holds.append(result[1])
+        rows.append({"runtime": name, "against": against, "result": result[0], "holds": result[1]})
 
     with tempfile.TemporaryDirectory() as folder:
         reference: Greedy | None = None
@@ -153,7 +150,7 @@ def main(model: str, tokens: int, weight_format: str, prompt: str) -> None:
                 activations="fp32",
                 verify=False,
             )
-            export(options, Progress(enabled=False))
+            export(options, Progress())
             runtime = load(options.output)
             ids = runtime.encode(runtime.render([{"role": "user", "content": prompt}]))
             reference = reference or eager_greedy(options, ids, tokens)
@@ -168,12 +165,10 @@ def main(model: str, tokens: int, weight_format: str, prompt: str) -> None:
                 fused, layers = fused_attention(options.output)
                 row("openvino runtime model", "decoder layers",
                     (f"{fused} fused stateful SDPA of {layers}", fused == layers))  # fmt: skip
-    console = Console(width=120)
-    console.print(table)
-    console.print(f"text: {text}", highlight=False, markup=False)
-    if not all(holds):
-        raise SystemExit(1)
-
-
-if __name__ == "__main__":
-    main()
+    table = Table("runtime", "against", "result")
+    for each in rows:
+        table.add_row(each["runtime"], each["against"], each["result"])
+    report.tables.append(table)
+    report.notes.append(f"text: {text}")
+    report.results = {"rows": rows, "text": text, "holds": all(each["holds"] for each in rows)}
+    return report

@@ -1,7 +1,5 @@
 """Perplexity of one checkpoint in every weight format, from real bundles on both engines.
 
-    python -m cpm_edge.benchmarks.perplexity --model SmolLM2.gguf --text debian-reference.en.txt
-
 The text's characters 20,000 to 60,000 are cut into four windows of 512 tokens, each scored from an empty
 context; the first token of a window is not predicted.
 """
@@ -13,14 +11,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
 from rich.table import Table
 
+from cpm_edge.benchmarks.report import Report
 from cpm_edge.exporter.export import export
-from cpm_edge.exporter.options import TARGETS, ExportOptions
+from cpm_edge.exporter.options import ExportOptions
 from cpm_edge.exporter.progress import Progress
 from cpm_edge.runtimes import load
 from cpm_edge.runtimes.session import Session
@@ -69,7 +66,7 @@ def read_text(path: Path) -> str:
 
 def measure(options: ExportOptions, text: str) -> float:
     """Export and score one bundle."""
-    export(options, Progress(enabled=False))
+    export(options, Progress())
     model = load(options.output)
     tokens = np.array(model.encode(text)[: WINDOW * WINDOWS])
     with model.session() as session:
@@ -94,12 +91,8 @@ def _variants(model: str, target: str, folder: Path) -> Iterator[tuple[str, str,
             yield name, outer, options, key
 
 
-@click.command()
-@click.option("--model", required=True, help="The checkpoint.")
-@click.option("--text", required=True, type=click.Path(path_type=Path), help="Plain or .gz.")
-@click.option("--target", "targets", multiple=True, type=click.Choice(TARGETS), default=TARGETS)
-def main(model: str, text: Path, targets: tuple[str, ...]) -> None:
-    """Print the perplexity table."""
+def run(model: str, text: Path, targets: tuple[str, ...]) -> Report:
+    """Export and score every format of ROWS on every target."""
     content = read_text(text)[CHARACTERS]
     columns = [f"{target}, {outer} embedding and head" for target in targets for outer in ("fp", "int8")]
     table = Table("linear layers", "measured in torch, fp outer", *columns)
@@ -112,12 +105,10 @@ def main(model: str, text: Path, targets: tuple[str, ...]) -> None:
         measured = MEASURED.get(key) if key else None
         cells = [_cell(value, measured) for value in results[name]]
         table.add_row(name, f"{measured:.2f}" if measured else "", *cells)
-    Console(width=140).print(table)
+    settings = {"model": model, "text": str(text), "targets": list(targets)}
+    rows = {name: dict(zip(columns, values, strict=True)) for name, values in results.items()}
+    return Report("perplexity", settings, results={"perplexity": rows}, tables=[table])
 
 
 def _cell(value: float, measured: float | None) -> str:
     return f"{value:.3f}" if measured is None else f"{value:.3f} ({value / measured - 1:+.1%})"
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,6 @@
 """A checkpoint of a real model's shape with random bf16 weights, for measuring exports and engines.
 
-    python -m cpm_edge.benchmarks.random_checkpoint --shape minicpm4-0.5b -o /tmp/minicpm4-0.5b
-
-Values come from one block of normal numbers, taken at another offset for each tensor: drawing billions of
+Values come from one block of random numbers, taken at another offset for each tensor: drawing billions of
 them would take longer than what is measured.
 """
 
@@ -11,19 +9,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import click
 import tokenizers
 import torch
 from safetensors.torch import save_file
 
+from cpm_edge.benchmarks.errors import BenchError
+from cpm_edge.benchmarks.shape import Shape
 from cpm_edge.exporter.eager import build_model
 from cpm_edge.exporter.registry import find_architecture
+from cpm_edge.exporter.weights import EMBEDDING, HEAD
 
-SHAPES = Path(__file__).parent / "shapes"
 SHARD_BYTES = 2 << 30
 BLOCK = 1 << 22
 STD = 0.02
+TERNARY_GROUP = 128
 TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -31,33 +32,27 @@ TEMPLATE = (
 )
 
 
-def shape_names() -> list[str]:
-    """The shapes that come with the benchmarks."""
-    return sorted(path.stem for path in SHAPES.glob("*.json"))
-
-
-def write_checkpoint(shape: str, folder: Path, layers: int | None = None) -> None:
+def write_checkpoint(shape: Shape, folder: Path, *, ternary: bool = False) -> None:
     """Write config, sharded weights and a byte tokenizer.
 
     Args:
-        shape: one of ``shape_names()``.
         folder: made when missing.
-        layers: fewer decoder layers than the model has.
+        ternary: linear layers hold -1, 0 and 1 times one bf16 scale for each 128 columns.
+
+    Raises:
+        BenchError: ternary, and a linear layer whose columns 128 does not divide.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = json.loads((SHAPES / f"{shape}.json").read_text())
-    if layers:
-        config["num_hidden_layers"] = layers
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
-    _write_weights(config, folder)
-    _write_tokenizer(config["vocab_size"], folder)
+    (folder / "config.json").write_text(json.dumps(shape.config, indent=1), encoding="utf-8")
+    _write_weights(shape.config, folder, ternary)
+    _write_tokenizer(shape.vocab_size, folder)
 
 
-def _write_weights(config: dict[str, object], folder: Path) -> None:
+def _write_weights(config: dict[str, Any], folder: Path, ternary: bool) -> None:
     index: dict[str, str] = {}
     shard: dict[str, torch.Tensor] = {}
     number = size = 0
-    for name, tensor in _tensors(config):
+    for name, tensor in _tensors(config, ternary):
         shard[name] = tensor
         size += tensor.numel() * 2
         if size >= SHARD_BYTES:
@@ -75,18 +70,38 @@ def _save(shard: dict[str, torch.Tensor], folder: Path, number: int, index: dict
     return number + 1
 
 
-def _tensors(config: dict[str, object]) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(config: dict[str, Any], ternary: bool) -> Iterator[tuple[str, torch.Tensor]]:
     architecture = find_architecture(config)
     parsed = architecture.config.from_dict(config)
     model = build_model(architecture.model_class(), parsed, parsed.rope.table(parsed.max_context))
-    values = (torch.randn(BLOCK, generator=torch.Generator().manual_seed(0)) * STD).bfloat16()
+    generator = torch.Generator().manual_seed(0)
+    values = (torch.randn(BLOCK, generator=generator) * STD).bfloat16()
+    codes = torch.randint(-1, 2, (BLOCK,), generator=generator).bfloat16()
     for number, (name, parameter) in enumerate(model.named_parameters()):
         if parameter.dim() == 1:
             yield name, torch.ones(parameter.shape, dtype=torch.bfloat16)
-            continue
-        rolled = values.roll(number * 7919)
-        repeats = -(-parameter.numel() // BLOCK)
-        yield name, rolled.repeat(repeats)[: parameter.numel()].view(parameter.shape).contiguous()
+        elif ternary and name not in (EMBEDDING, HEAD):
+            yield name, _ternary(name, parameter.shape, codes, number)
+        else:
+            yield name, _filled(values, parameter.shape, number)
+
+
+def _filled(block: torch.Tensor, shape: torch.Size, number: int) -> torch.Tensor:
+    count = shape.numel()
+    rolled = block.roll(number * 7919)
+    return rolled.repeat(-(-count // len(block)))[:count].view(shape).contiguous()
+
+
+def _ternary(name: str, shape: torch.Size, codes: torch.Tensor, number: int) -> torch.Tensor:
+    rows, cols = shape
+    if cols % TERNARY_GROUP:
+        raise BenchError(
+            f"{name}: ternary weights need a multiple of {TERNARY_GROUP} columns, the shape has {cols}"
+        )
+    groups = (rows, cols // TERNARY_GROUP)
+    scales = STD * (0.5 + torch.rand(groups, generator=torch.Generator().manual_seed(number)))
+    filled = _filled(codes, shape, number).view(*groups, TERNARY_GROUP)
+    return (filled * scales.bfloat16()[..., None]).view(shape)
 
 
 def _write_tokenizer(vocab_size: int, folder: Path) -> None:
@@ -103,16 +118,3 @@ def _write_tokenizer(vocab_size: int, folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "chat_template": TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
-
-
-@click.command()
-@click.option("--shape", required=True, type=click.Choice(shape_names()))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
-@click.option("--layers", type=click.IntRange(min=1), help="Fewer decoder layers.")
-def main(shape: str, output: Path, layers: int | None) -> None:
-    """Write a checkpoint with random weights."""
-    write_checkpoint(shape, output, layers)
-
-
-if __name__ == "__main__":
-    main()

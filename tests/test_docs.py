@@ -11,11 +11,7 @@ from typing import Any
 import click
 import pytest
 
-import cpm_edge.benchmarks.agreement
-import cpm_edge.benchmarks.export_peers
-import cpm_edge.benchmarks.peers
-import cpm_edge.benchmarks.perplexity
-import cpm_edge.benchmarks.random_checkpoint
+import cpm_edge.benchmarks.cli
 import cpm_edge.exporter.cli
 import cpm_edge.runtimes.cli
 from tests.source_tree import ROOT
@@ -27,9 +23,9 @@ COMMANDS: dict[str, click.Command] = {
     "cpm-run": cpm_edge.runtimes.cli.main,
 }
 MEASUREMENTS: dict[str, click.Command] = {
-    f"cpm_edge.benchmarks.{name}": getattr(cpm_edge.benchmarks, name).main
-    for name in ("agreement", "export_peers", "peers", "perplexity", "random_checkpoint")
+    f"cpm-bench {name}": command for name, command in cpm_edge.benchmarks.cli.main.commands.items()
 }
+ALL = {**COMMANDS, "cpm-bench": cpm_edge.benchmarks.cli.main, **MEASUREMENTS}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 OF_OTHERS = {"--index-url", "--no-build-isolation", "--no-deps"}
 
@@ -43,25 +39,30 @@ def blocks(page: Path, *languages: str) -> list[str]:
 def command_lines() -> list[tuple[str, str]]:
     """(page, command line) of our commands in every page and in the epilogs of --help."""
     sources = [(page.name, text) for page in PAGES for text in blocks(page, "", "console")]
-    sources += [(f"{name} --help", command.epilog or "") for name, command in COMMANDS.items()]
+    sources += [(f"{name} --help", command.epilog or "") for name, command in ALL.items()]
     found = []
     for source, text in sources:
         for line in text.splitlines():
             line = line.strip().removeprefix("$ ").removeprefix(".venv/bin/")
             line = line.split(" | ")[-1].replace("optimum-cli export cpm", "cpm-export")
-            line = line.removeprefix("python -m ")
-            if line.split(" ")[0] in {**COMMANDS, **MEASUREMENTS}:
+            if line.split(" ")[0] in ALL:
                 found.append((source, line))
     return found
+
+
+def name_of(line: str) -> str:
+    """The command, with the subcommand where there are any."""
+    words = line.split()
+    return " ".join(words[:2]) if words[0] == "cpm-bench" else words[0]
 
 
 @pytest.mark.parametrize(("source", "line"), command_lines())
 def test_commands_parse(source: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
     # What stands in the second column of an example list is a comment.
     line = re.split(r"\s{2,}", line.split(" #")[0])[0]
-    name, *arguments = shlex.split(line)
+    name = name_of(line)
     try:
-        {**COMMANDS, **MEASUREMENTS}[name].make_context(name, arguments)
+        ALL[name].make_context(name, shlex.split(line.removeprefix(name)))
     except click.exceptions.Exit as done:
         assert done.exit_code == 0
 
@@ -70,7 +71,7 @@ def test_the_commands_were_found() -> None:
     found = command_lines()
     for name in COMMANDS:
         assert sum(line.startswith(name) for _, line in found) >= 8
-    assert {line.split(" ")[0] for _, line in found} == {*COMMANDS, *MEASUREMENTS}
+    assert {name_of(line) for _, line in found} == {*COMMANDS, *MEASUREMENTS}
     assert any(source == "README.md" and ".gguf" in line for source, line in found)
 
 
@@ -78,7 +79,7 @@ def test_the_commands_were_found() -> None:
 def test_every_option_exists(page: Path) -> None:
     known = {
         option
-        for command in (*COMMANDS.values(), *MEASUREMENTS.values())
+        for command in ALL.values()
         for parameter in command.params
         for option in (*parameter.opts, *parameter.secondary_opts)
     }

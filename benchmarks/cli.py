@@ -1,0 +1,36 @@
+"""``cpm-bench``: the measurements, one subcommand each."""
+
+from __future__ import annotations
+
+import click
+
+from cpm_edge.benchmarks.commands.agreement import agreement
+from cpm_edge.benchmarks.commands.checkpoint import checkpoint
+from cpm_edge.benchmarks.commands.export import export
+from cpm_edge.benchmarks.commands.peers import peers
+from cpm_edge.benchmarks.commands.perplexity import perplexity
+
+EXAMPLES = """
+\b
+Examples:
+  cpm-bench peers --llama-bench PATH
+  cpm-bench export --optimum-cli VENV/bin/optimum-cli --json export.json
+  cpm-bench peers --help
+"""
+
+
+@click.group(epilog=EXAMPLES, context_settings={"max_content_width": 100})
+@click.version_option(package_name="cpm-edge")
+def main() -> None:
+    """Measure cpm-edge and its peers.
+
+    Every subcommand prints its tables; --json keeps every raw number with the machine and the versions.
+    """
+
+
+for command in (peers, agreement, perplexity, export, checkpoint):
+    main.add_command(command)
+
+
+if __name__ == "__main__":
+    main()

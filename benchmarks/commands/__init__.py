@@ -1,0 +1,1 @@
+"""The subcommands of ``cpm-bench``: options here, measurements in the modules that they call."""

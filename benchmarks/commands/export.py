@@ -1,0 +1,46 @@
+"""``cpm-bench export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cpm_edge.benchmarks.commands.options import PATH, SETTINGS, json_option, shape_options
+from cpm_edge.exporter.options import TARGETS
+from cpm_edge.runtimes.console import report_errors
+
+EXAMPLES = """
+\b
+Examples:
+  cpm-bench export --optimum-cli VENV/bin/optimum-cli
+  cpm-bench export --shape minicpm4-8b --target ort --target aipc --verify
+"""
+
+
+@click.command(epilog=EXAMPLES, context_settings=SETTINGS)
+@shape_options
+@click.option("--optimum-cli", type=PATH, help="optimum-cli of a venv with optimum-intel.")
+@click.option("--repeat", default=1, type=click.IntRange(min=1), help="Rounds of the run.")
+@click.option(
+    "--target", "targets", multiple=True, type=click.Choice(TARGETS), default=("aipc",), help="Ours."
+)
+@click.option("--verify/--no-verify", default=False, help="Measure ours with verification too.")
+@json_option
+@report_errors
+def export(
+    shape: str,
+    layers: int | None,
+    optimum_cli: Path | None,
+    repeat: int,
+    targets: tuple[str, ...],
+    verify: bool,
+    json_file: Path | None,
+) -> None:
+    """Time and peak memory of our export beside optimum-intel's, on random weights of one shape."""
+    from cpm_edge.benchmarks.export_peers import run
+    from cpm_edge.benchmarks.report import check_file
+    from cpm_edge.benchmarks.shape import Shape
+
+    check_file(json_file)
+    run(Shape.open(shape).changed(layers=layers), optimum_cli, repeat, targets, verify).publish(json_file)

@@ -1,0 +1,1 @@
+"""Our runtime beside the peers that a user would compare it with."""

@@ -1,0 +1,65 @@
+"""The shape of a model to measure: a config.json without weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cpm_edge.benchmarks.errors import BenchError
+
+FOLDER = Path(__file__).parent / "shapes"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A name for reports and the content of a config.json."""
+
+    name: str
+    config: dict[str, Any]
+
+    @classmethod
+    def open(cls, name: str) -> Shape:
+        """One of ``shape_names()``, or the path of a config.json.
+
+        Raises:
+            BenchError: neither.
+        """
+        path = FOLDER / f"{name}.json" if name in shape_names() else Path(name)
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise BenchError(
+                f"--shape: expected one of {', '.join(shape_names())} or a config.json, got {name}: {error}"
+            ) from error
+        if not isinstance(config, dict) or "architectures" not in config:
+            raise BenchError(f"--shape: expected a model's config.json, got {name} without architectures")
+        return cls(path.stem, config)
+
+    def changed(self, *, layers: int | None = None, context: int = 0) -> Shape:
+        """The same with fewer decoder layers, and with positions for at least ``context`` tokens."""
+        config = dict(self.config)
+        if layers is not None:
+            config["num_hidden_layers"] = layers
+        config["max_position_embeddings"] = max(config["max_position_embeddings"], context)
+        return replace(self, config=config)
+
+    def parsed(self) -> Any:
+        """The exporter's config object.
+
+        Raises:
+            ConfigError: the exporter does not know such a model.
+        """
+        from cpm_edge.exporter.registry import find_architecture
+
+        return find_architecture(self.config).config.from_dict(self.config)
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.config["vocab_size"])
+
+
+def shape_names() -> list[str]:
+    """The shapes that come with the benchmarks."""
+    return sorted(path.stem for path in FOLDER.glob("*.json"))

@@ -1,0 +1,107 @@
+"""What one decode step has to read from memory: the roof that bandwidth sets to tokens a second.
+
+Counted once a token: the linear layers and the head as the bundle stores them (codes, scales, zero points),
+one row of the embedding, and the part of the KV cache that the attention reads. Norm weights, activations and
+logits are left out: a thousandth of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from xml.etree import ElementTree
+
+from cpm_edge.exporter.configs import LlamaConfig
+from cpm_edge.plugins.sparse_attention.spec import SparseAttentionSpec
+from cpm_edge.runtimes.bundle import Bundle
+from cpm_edge.runtimes.openvino_native import MODEL
+
+PANELS = ".panels"
+_HEADS = ("lm_head.weight.panels", "model.embed_tokens.weight.panels")
+_ITEM = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+
+
+@dataclass(frozen=True)
+class WeightBytes:
+    """Bytes of a native bundle's packed matrices."""
+
+    linear: int
+    head: int
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> WeightBytes:
+        """Read the sizes from the bundle's model file."""
+        linear = head = 0
+        layers = ElementTree.parse(bundle.file(MODEL)).getroot().find("layers")
+        for layer in layers if layers is not None else ():
+            name, data = layer.get("name", ""), layer.find("data")
+            if layer.get("type") != "Const" or not name.endswith(PANELS) or data is None:
+                continue
+            if name in _HEADS:
+                head += int(data.get("size", "0"))
+            else:
+                linear += int(data.get("size", "0"))
+        return cls(linear, head)
+
+
+@dataclass(frozen=True)
+class TokenBytes:
+    """Bytes that one token reads."""
+
+    linear: int
+    head: int
+    embedding: int
+    cache: float
+
+    @property
+    def total(self) -> float:
+        return self.linear + self.head + self.embedding + self.cache
+
+    def share(self, tokens_per_second: float, bandwidth: float) -> float:
+        """Which part of ``bandwidth`` (bytes a second) a decode speed amounts to."""
+        return tokens_per_second * self.total / bandwidth
+
+
+def cache_bytes(spec: SparseAttentionSpec, head_size: int, position: int, item: int = 2) -> int:
+    """Bytes of one layer's cache that the query at ``position`` reads.
+
+    A dense row reads every key and value up to itself. A sparse row reads the float32 pooled keys of every
+    complete window and the keys and values of its chosen blocks, the last of which ends at the row itself.
+
+    Args:
+        item: bytes of one cached key or value element.
+    """
+    rows = position + 1
+    pooled = 0
+    if not spec.is_dense and rows >= spec.dense_len:
+        windows = max(0, (rows - spec.kernel_size) // spec.kernel_stride + 1)
+        pooled = windows * head_size * 4
+        blocks = position // spec.block_size + 1
+        whole = min(spec.budget, blocks) - 1
+        rows = whole * spec.block_size + position % spec.block_size + 1
+    return spec.kv_num_heads * (pooled + 2 * rows * head_size * item)
+
+
+def token_bytes(bundle: Bundle, positions: Sequence[int]) -> TokenBytes:
+    """The mean over decode steps at these positions."""
+    manifest = bundle.manifest
+    weights = WeightBytes.of(bundle)
+    spec = attention_spec(bundle)
+    head_size, item = manifest.cache["head_dim"], _ITEM[manifest.cache["dtype"]]
+    each = [cache_bytes(spec, head_size, position, item) for position in positions]
+    row = manifest.hidden_size * {"int8": 1, "fp32": 4}.get(manifest.weights["embedding"].split()[0], 2)
+    return TokenBytes(weights.linear, weights.head, row, manifest.cache["layers"] * sum(each) / len(each))
+
+
+def attention_spec(bundle: Bundle) -> SparseAttentionSpec:
+    """The attention op's attributes, from the manifest."""
+    fields = SparseAttentionSpec.__dataclass_fields__
+    return SparseAttentionSpec(**{k: v for k, v in bundle.manifest.attention.items() if k in fields})
+
+
+def linear_elements(config: LlamaConfig) -> int:
+    """Weights of a decoder's linear layers: q, k, v, o, gate, up and down of every layer."""
+    wide = config.num_attention_heads * config.head_dim
+    narrow = config.num_key_value_heads * config.head_dim
+    attention = config.hidden_size * 2 * (wide + narrow)
+    return config.num_hidden_layers * (attention + 3 * config.hidden_size * config.intermediate_size)

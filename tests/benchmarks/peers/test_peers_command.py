@@ -1,0 +1,84 @@
+"""The whole subcommand on a tiny shape; the numbers mean nothing, their places do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cpm_edge.benchmarks.artifacts import Artifacts
+from tests.bad_input.bench import refused
+from tests.benchmarks.peers.test_llama_cpp import ROW, program
+from tests.benchmarks.shapes import bench, in_this_process, write_shape
+from tests.support.bundles import Bundles
+
+OURS, STOCK = "ours, native int4 g32", "ours, stock (OpenVINO) int4 g128"
+
+
+@pytest.fixture(autouse=True)
+def in_process(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a child process, and with every graph traced once."""
+    monkeypatch.setattr(Artifacts, "run", in_this_process)
+    monkeypatch.setattr("cpm_edge.benchmarks.peers.comparison.read_bandwidth", lambda threads, repeat: 2e10)
+
+
+def test_ours_and_every_peer(tmp_path: Path) -> None:
+    """Our stock bundle stands in for somebody else's IR: it is one, with another set of inputs."""
+    common = ["--shape", write_shape(tmp_path), "--context", "5,20", "--prefill", 16, "--new-tokens", 3]
+    common += ["--repeat", 2, "--bundle-cache", tmp_path / "cache", "--json", tmp_path / "out.json"]
+    first = bench("peers", *common, "--no-stock")
+    assert first.exit_code == 0, first.output
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
+    (folder,) = (tmp_path / "cache").iterdir()
+    result = bench("peers", *common)
+    assert result.exit_code == 0, result.output
+    stock = next(path for path in folder.iterdir() if path.name.startswith("stock-"))
+    llama = program(tmp_path, f"print('''{ROW}''')")
+    result = bench("peers", *common, "--no-stock", "--llama-bench", llama, "--openvino-ir", stock)
+    assert result.exit_code == 0, result.output
+    assert all(path.stat().st_mtime_ns == time for path, time in made.items() if path.is_file()), "made once"
+
+    report = json.loads((tmp_path / "out.json").read_text())
+    rates = report["results"]["rates"]
+    assert list(rates) == [OURS, "llama.cpp Q4_0, -fa 0", "llama.cpp Q4_0, -fa 1", "OpenVINO IR"]
+    for each in rates.values():
+        assert len(each["prefill"]) == 2 and set(each["decode"]) == {"5", "20"}
+        assert all(rate > 0 for rate in each["prefill"] + each["decode"]["5"])
+    assert rates["llama.cpp Q4_0, -fa 1"]["decode"]["20"] == [61.5, 61.5]
+    roofline = report["results"]["roofline"][OURS]
+    # Keys and values of 2 layers and 2 kv heads of 32 halves; three steps from 5 and from 20 on.
+    assert roofline["5"]["cache_bytes"] == 2 * 2 * 2 * 32 * 2 * 7
+    assert roofline["20"]["cache_bytes"] == 2 * 2 * 2 * 32 * 2 * 22
+    assert report["results"]["linear_share_of_bf16"][OURS] == 18 / 64
+    assert report["results"]["bandwidth"] == [2e10, 2e10]
+    assert report["versions"]["llama.cpp"] == "abc (7)" and report["versions"]["openvino (IR)"]
+
+
+def test_what_is_absent_is_skipped_with_a_note(tmp_path: Path) -> None:
+    result = bench(
+        *["peers", "--shape", write_shape(tmp_path), "--context", 4, "--prefill", 4, "--new-tokens", 1],
+        *["--repeat", 1, "--no-stock", "--json", tmp_path / "out.json"],
+        *["--llama-bench", tmp_path / "nothing", "--openvino-ir", tmp_path],
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert list(report["results"]["rates"]) == [OURS]
+    notes = "\n".join(report["notes"])
+    assert f"llama.cpp was not measured: {tmp_path / 'nothing'} is not a program" in notes
+    assert f"the OpenVINO IR was not measured: {tmp_path} has no openvino_model.xml" in notes
+    assert "llama.cpp was not measured" in result.output
+
+
+def test_an_ir_that_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "openvino_model.xml").write_text("<net/>")
+    result = bench(
+        *["peers", "--shape", write_shape(tmp_path), "--no-stock", "--repeat", 1],
+        *["--openvino-ir", tmp_path],
+    )
+    refused(result).says("OpenVINO IR: its process ended with status 1", hint="--openvino-python")
+
+
+def test_a_result_file_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
+    result = bench("peers", "--json", tmp_path / "missing" / "out.json")
+    refused(result).says("--json: expected a file", hint="make the folder")

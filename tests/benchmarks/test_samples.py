@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+from cpm_edge.benchmarks.samples import Samples, ratio
+
+
+def test_the_median_and_the_spread() -> None:
+    samples = Samples([3.0, 1.0, 2.0])
+    assert samples.median == 2.0
+    assert samples.text() == "2.0 (1.0..3.0)"
+    assert Samples([1.234]).text(2) == "1.23"
+    assert Samples().text() == "-"
+
+
+def test_a_ratio_is_of_medians_and_absent_where_nothing_was_measured() -> None:
+    assert ratio(Samples([10, 30, 20]), Samples([8, 8, 100])) == "2.50"
+    assert ratio(Samples(), Samples([1.0])) == ratio(Samples([1.0]), Samples()) == "-"
+    assert ratio(Samples([1.0]), Samples([0.0])) == "-"

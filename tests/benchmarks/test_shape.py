@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cpm_edge.benchmarks.errors import BenchError
+from cpm_edge.benchmarks.shape import Shape, shape_names
+from tests.benchmarks.shapes import write_shape
+
+
+def test_the_shapes_that_come_along_are_models_the_exporter_knows() -> None:
+    assert shape_names() == ["minicpm4-0.5b", "minicpm4-8b"]
+    for name in shape_names():
+        assert Shape.open(name).parsed().num_hidden_layers >= 24
+
+
+def test_layers_and_context_can_be_changed(tmp_path: Path) -> None:
+    shape = Shape.open(str(write_shape(tmp_path)))
+    assert shape.name == "tiny"
+    changed = shape.changed(layers=1, context=4096)
+    assert (changed.config["num_hidden_layers"], changed.config["max_position_embeddings"]) == (1, 4096)
+    assert changed.changed(context=100).config["max_position_embeddings"] == 4096
+    assert shape.config["num_hidden_layers"] == 2, "the original stays"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"hidden_size": 3}'])
+def test_a_file_that_is_no_config_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    with pytest.raises(BenchError, match="--shape: expected"):
+        Shape.open(str(path))
+    with pytest.raises(BenchError, match=r"minicpm4-0\.5b"):
+        Shape.open("minicpm9")
