@@ -7,6 +7,7 @@ static for decode, where OpenVINO's overhead a node is a quarter.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -112,6 +113,7 @@ class OpenVinoNativeSession(Session):
         )
         self._engine = engine
         self._layout = manifest.cache
+        self._kernel: int = manifest.attention["kernel_size"]
         self._native = NativeSession(engine.threads, self._layout["layers"])
         self._address = np.array([self._native.address], np.uint64).view(np.uint8)
         self._requests = {
@@ -129,6 +131,49 @@ class OpenVinoNativeSession(Session):
     def layer_keys(self, layer: int) -> FloatArray:
         """Cached keys of one layer, float32 (kv heads, position, head_dim)."""
         return self._keys[layer][:, : self.position].astype(np.float32)
+
+    def layer_values(self, layer: int) -> FloatArray:
+        """Cached values of one layer, float32 (kv heads, position, head_dim)."""
+        return self._values[layer][:, : self.position].astype(np.float32)
+
+    def fill(
+        self,
+        token_ids: Sequence[int] | npt.NDArray[Any],
+        rows_of_layer: Callable[[int], tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]],
+    ) -> None:
+        """Append tokens whose keys and values are known, without running the model.
+
+        For prompt caches, and for measurements at positions that a prefill would take long to reach. The
+        cache grows as in ``forward``, and sparse models get the pooled keys of every window that the rows
+        complete. If ``rows_of_layer`` raises, the session is as before.
+
+        Args:
+            token_ids: (T,), T >= 1, as for ``forward``.
+            rows_of_layer: called once for each layer; its keys (after RoPE) and values, floats
+                (kv heads, T, head_dim).
+
+        Raises:
+            PromptError: token_ids is empty, not 1-D, not integer or out of range.
+            ContextError: position + T > max_context.
+            ValueError: rows of another shape.
+            BackendError: the session is closed.
+        """
+        self._check_open()
+        tokens = self._check_tokens(token_ids)
+        first, stop = self.position, self.position + len(tokens)
+        self._reserve(stop)
+        shape = (self._layout["kv_heads"], len(tokens), self._layout["head_dim"])
+        for layer in range(self._layout["layers"]):
+            keys, values = rows_of_layer(layer)
+            if keys.shape != shape or values.shape != shape:
+                raise ValueError(
+                    f"layer {layer}: expected keys and values {shape}, got {keys.shape} and {values.shape}"
+                )
+            self._keys[layer][:, first:stop] = keys
+            self._values[layer][:, first:stop] = values
+            if self._pooled:
+                pool_keys(self._keys[layer], self._pooled[layer], self._kernel, first, stop)
+        self._tokens.extend(tokens.tolist())
 
     def _reserve(self, rows: int) -> None:
         capacity = self._keys[0].shape[1] if self._keys else 0
@@ -197,3 +242,21 @@ class OpenVinoNativeSession(Session):
     def _close(self) -> None:
         self._requests.clear()
         self._native.close()
+
+
+def pool_keys(
+    keys: npt.NDArray[np.float16], pooled: npt.NDArray[np.float32], kernel: int, first: int, stop: int
+) -> None:
+    """Write the pooled keys of the windows that rows [first, stop) complete.
+
+    Args:
+        keys: (kv heads, capacity, head_dim), valid up to ``stop``.
+        pooled: (kv heads, capacity / stride, head_dim); row j is the mean of ``kernel`` = 2 * stride keys
+            from stride * j on.
+    """
+    stride = kernel // 2
+    begin, end = (max(0, (rows - kernel) // stride + 1) for rows in (first, stop))
+    if end > begin:
+        rows = keys[:, stride * begin : stride * (end + 1)].astype(np.float32)
+        halves = rows.reshape(len(keys), end + 1 - begin, stride, -1).sum(2)
+        pooled[:, begin:end] = (halves[:, :-1] + halves[:, 1:]) / kernel

@@ -114,3 +114,50 @@ def test_rewind_fork_and_close(bundles: Bundles) -> None:
     session.close()
     with pytest.raises(BackendError, match="closed"):
         session.forward(tokens[:1])
+
+
+@pytest.mark.parametrize("variant", ["llama", "sparse", "sparse-group3"])
+def test_a_filled_cache_is_that_of_a_prefill(
+    bundles: Bundles, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In uneven parts, across a growing cache."""
+    monkeypatch.setattr(openvino_native, "FIRST_CAPACITY", 64)
+    engine = bundles.engine(variant, "aipc", **NATIVE)
+    tokens = bundles.prompt
+    with engine.session() as source, engine.session() as target:
+        source.forward(tokens[:300])
+        for first, stop in ((0, 7), (7, 8), (8, 130), (130, 131), (131, 300)):
+            target.fill(
+                tokens[first:stop],
+                lambda layer, rows=slice(first, stop): (
+                    source.layer_keys(layer)[:, rows],
+                    source.layer_values(layer)[:, rows],
+                ),
+            )
+        assert target.tokens == source.tokens
+        for layer in range(engine.manifest.cache["layers"]):
+            np.testing.assert_array_equal(target.layer_keys(layer), source.layer_keys(layer))
+            np.testing.assert_array_equal(target.layer_values(layer), source.layer_values(layer))
+        if engine.manifest.attention["sparse"]:
+            kernel, stride = engine.manifest.attention["kernel_size"], engine.manifest.cache["pooled_stride"]
+            windows = (300 - kernel) // stride + 1
+            for mine, theirs in zip(target._pooled, source._pooled, strict=True):
+                np.testing.assert_allclose(mine[:, :windows], theirs[:, :windows], rtol=1e-5, atol=1e-6)
+        expected = source.forward(tokens[300:])
+        np.testing.assert_allclose(target.forward(tokens[300:]), expected, atol=1e-4 * expected.std())
+
+
+def test_a_fill_that_fails_changes_nothing(bundles: Bundles) -> None:
+    engine = bundles.engine("sparse", "aipc", **NATIVE)
+    heads, size = engine.manifest.cache["kv_heads"], engine.manifest.cache["head_dim"]
+    with engine.session() as session:
+        session.forward(bundles.prompt[:50])
+        expected = session.forward(bundles.prompt[50:51])
+        session.rewind(1)
+        wrong = np.zeros((heads, 3, size + 1), np.float32)
+        with pytest.raises(ValueError, match=r"layer 0: expected keys and values \(2, 3, 16\)"):
+            session.fill([1, 2, 3], lambda _: (wrong, wrong))
+        with pytest.raises(ContextError):
+            session.fill(np.resize(bundles.prompt, session.max_context), lambda _: (wrong, wrong))
+        assert session.position == 50
+        np.testing.assert_array_equal(session.forward(bundles.prompt[50:51]), expected)
