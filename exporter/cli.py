@@ -55,19 +55,25 @@ def _list_models(context: click.Context, _: click.Parameter, value: bool) -> Non
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to make; must not exist."
 )
-@click.option("--weight-format", default="int4", type=click.Choice(WEIGHT_FORMATS), help="Of linear layers.")
+@click.option(
+    "--weight-format",
+    default="auto",
+    type=click.Choice(WEIGHT_FORMATS),
+    help="Of linear layers. auto: ternary when the checkpoint is ternary, else int4.",
+)
 @click.option(
     "--group-size",
     type=click.Choice(["32", "64", "128"]),
     show_default=False,
-    help="Columns that share an int4 scale: 32 (default) is the most exact, 128 the smallest.",
+    help="Columns that share an int4 scale: 32 (default) is the most exact, 128 the smallest. "
+    "Ternary weights bring their own.",
 )
 @click.option("--sym/--asym", "symmetric", default=True, help="int4 without or with zero points.")
 @click.option(
     "--embedding-format",
     type=click.Choice(HEAD_FORMATS),
     show_default=False,
-    help="Of the token embedding; int8 with int4 layers, else the weight format.",
+    help="Of the token embedding; int8 with int4 and ternary layers, else the weight format.",
 )
 @click.option(
     "--head-format",
@@ -164,11 +170,11 @@ def _print_summary(result: Any) -> None:
     size = sum(entry.bytes for entry in manifest.files.values()) / 1e6
     table = Table(show_header=False, box=None)
     table.add_row("bundle", f"{result.folder} ({size:.1f} MB)")
-    table.add_row("linear layers", manifest.weights["linear"])
-    fallen = manifest.weights["smaller_groups"]
-    if fallen:
-        notes = sorted(set(fallen.values()))
-        table.add_row("", f"{len(fallen)} tensors with a smaller group: {'; '.join(notes)}")
+    table.add_row("linear layers", _linear_layers(manifest.weights))
+    others = manifest.weights["other_groups"]
+    if others:
+        notes = sorted(set(others.values()))
+        table.add_row("", f"{len(others)} tensors with another group: {'; '.join(notes)}")
     table.add_row("embedding, head", f"{manifest.weights['embedding']}, {manifest.weights['head']}")
     table.add_row(
         "context", f"{manifest.context.max_context} tokens; RoPE: {manifest.context.rope['choice']}"
@@ -189,6 +195,11 @@ def _print_summary(result: Any) -> None:
             f"KL {source['kl']:.4f}, cosine {source['cosine']:.4f}, top-1 {source['top1']:.1%}",
         )
     Console(stderr=True).print(table)
+
+
+def _linear_layers(weights: dict[str, Any]) -> str:
+    parameters, stored = weights["linear_parameters"], weights["linear_bytes"]
+    return f"{weights['linear']} ({stored / 1e6:.1f} MB, {stored / parameters / 2:.1%} of bf16)"
 
 
 if __name__ == "__main__":

@@ -24,8 +24,9 @@ from cpm_edge.exporter.progress import Progress
 from cpm_edge.exporter.registry import Architecture, find_architecture
 from cpm_edge.exporter.targets.common import BuildJob, Built
 from cpm_edge.exporter.verify import verify_in_child
+from cpm_edge.exporter.weight_format import choose_format
 from cpm_edge.exporter.weights import HEAD, ModelWeights
-from cpm_edge.quant import Policy, QuantError, WeightFormat
+from cpm_edge.quant import Policy, QuantError, TensorClass, WeightFormat
 from cpm_edge.runtimes.atomic import AtomicFolder
 from cpm_edge.runtimes.bundle import Bundle, hash_files, write_manifest
 from cpm_edge.runtimes.manifest import ContextLimits, Manifest
@@ -73,10 +74,11 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
             _copy_assets(assets, checkpoint, folder)
             with progress.stage("Tracing the model"), _timed(seconds, "trace"):
                 job = _trace(plan, folder, progress)
-            with (
-                progress.weights(sum(map(job.weights.elements, job.weights.shapes))),
-                _timed(seconds, "lower"),
-            ):
+            elements = sum(map(job.weights.elements, job.weights.shapes))
+            with progress.weights("Settling formats", elements), _timed(seconds, "settle"):
+                job.weights.find_schemes(progress.advance)
+                _check_groups(plan, job.weights)
+            with progress.weights("Converting weights", elements), _timed(seconds, "lower"):
                 built = _target(options.target).build(job)
             with progress.stage("Writing model card and manifest"), _timed(seconds, "describe"):
                 manifest = _manifest(plan, job.weights, built)
@@ -84,14 +86,14 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
                 manifest = dataclasses.replace(manifest, files=hash_files(folder))
             if options.verify:
                 with progress.stage("Verifying the bundle"), _timed(seconds, "verify"):
-                    report = verify_in_child(options, Bundle(folder, manifest))
+                    report = verify_in_child(plan.options, Bundle(folder, manifest), job.weights.found)
                 manifest = dataclasses.replace(manifest, verification=report)
             write_manifest(folder, manifest)
         return ExportResult(options.output, manifest, seconds)
 
 
 def prepare(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
-    """Read the config and settle every choice that needs no weights.
+    """Read the config and settle every choice that needs no more than a few sampled rows of weights.
 
     Raises:
         ConfigError: an unknown architecture or an unimplemented value.
@@ -115,15 +117,18 @@ def prepare(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
             f"got {max_context}",
             hint="a longer context needs a rope_scaling made for it in config.json",
         )
+    weight_format = choose_format(options.weight_format, checkpoint)
+    options = dataclasses.replace(options, weight_format=weight_format.value)
     return Plan(options, checkpoint, architecture, config, _policy(options, config), max_context)
 
 
 def _policy(options: ExportOptions, config: LlamaConfig) -> Policy:
+    weight_format = WeightFormat(options.weight_format)
     optional = {"embedding": options.embedding_format, "head": options.head_format}
     try:
         return Policy.for_format(
-            WeightFormat(options.weight_format),
-            options.group_size,
+            weight_format,
+            None if weight_format is WeightFormat.TERNARY else options.group_size,
             options.symmetric,
             tied=config.tie_word_embeddings,
             **{key: WeightFormat(value) for key, value in optional.items() if value},
@@ -152,6 +157,18 @@ def _trace(plan: Plan, folder: Path, progress: Progress) -> BuildJob:
         flavour=plan.options.flavour,
         progress=progress.advance,
     )
+
+
+def _check_groups(plan: Plan, weights: ModelWeights) -> None:
+    """Refuse a group size that is not that of ternary weights."""
+    asked = plan.options.group_size
+    for name, scheme in weights.found.items():
+        if asked is not None and asked != (scheme.group_size or weights.shapes[name][-1]):
+            raise ExportError(
+                f"--group-size {asked}: tensor {name} is {scheme.describe()}, and ternary weights keep the "
+                "groups of the checkpoint",
+                hint="leave --group-size out, or choose --weight-format int4",
+            )
 
 
 def _warn_of_unused(weights: ModelWeights, tied: bool) -> None:
@@ -194,6 +211,7 @@ def _copy_assets(assets: dict[str, Any], checkpoint: Checkpoint, folder: Path) -
 def _manifest(plan: Plan, weights: ModelWeights, built: Built) -> Manifest:
     config, spec = plan.config, plan.config.attention_spec(0)
     rope = config.rope.table(plan.max_context)
+    linear, other_groups = weights.linear_scheme()
     return Manifest(
         producer=f"cpm-edge {VERSION}",
         target=plan.options.target,
@@ -211,11 +229,13 @@ def _manifest(plan: Plan, weights: ModelWeights, built: Built) -> Manifest:
         files={},
         source=plan.checkpoint.fingerprint(),
         weights={
-            "linear": plan.policy.linear.describe(),
+            "linear": linear.describe(),
+            "linear_parameters": weights.linear_parameters(),
+            "linear_bytes": weights.stored_bytes[TensorClass.LINEAR],
             "embedding": plan.policy.embedding.describe(),
             "head": plan.policy.head.describe(),
             "activations": built.activations,
-            "smaller_groups": weights.notes,
+            "other_groups": other_groups,
         },
         ops=built.ops,
         cache=built.cache,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TARGETS = ("ort", "aipc")
-WEIGHT_FORMATS = ("fp32", "fp16", "bf16", "int8", "int4")
+WEIGHT_FORMATS = ("auto", "fp32", "fp16", "bf16", "int8", "int4", "ternary")
 HEAD_FORMATS = ("fp32", "fp16", "bf16", "int8")
 ATTENTION = ("auto", "dense", "sparse")
 KV_CACHE = ("fp32", "fp16", "int8")
@@ -21,7 +21,7 @@ class ExportOptions:
     model: str
     target: str
     output: Path
-    weight_format: str = "int4"
+    weight_format: str = "auto"
     group_size: int | None = None
     symmetric: bool = True
     embedding_format: str | None = None

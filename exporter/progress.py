@@ -42,8 +42,8 @@ class Progress:
             bar.update(task, total=1, completed=1)
 
     @contextlib.contextmanager
-    def weights(self, elements: int) -> Iterator[None]:
-        """The stage in which weights are read, quantized and written."""
+    def weights(self, text: str, elements: int) -> Iterator[None]:
+        """A stage that goes through the weights, ``elements`` in all."""
         if not self._enabled:
             yield
             return
@@ -56,7 +56,7 @@ class Progress:
             TimeElapsedColumn(),
         )
         with Bar(*columns, console=self._console) as self._bar:
-            self._bar.add_task("Converting weights", total=elements)
+            self._bar.add_task(text, total=elements)
             yield
         self._bar = None
 

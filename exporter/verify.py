@@ -11,6 +11,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy.typing as npt
 
 from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.options import ExportOptions
+from cpm_edge.quant import Scheme, WeightFormat
 from cpm_edge.runtimes.bundle import Bundle, Manifest
 
 FloatArray = npt.NDArray[np.float32]
@@ -35,8 +37,15 @@ TEXT = (
 _LIMITS = {"float32": (0.9999, 1e-3), "float16": (0.999, 3e-2), "int8": (0.97, 0.5)}
 
 
-def verify_in_child(options: ExportOptions, bundle: Bundle) -> dict[str, Any]:
+def verify_in_child(
+    options: ExportOptions, bundle: Bundle, found: Mapping[str, Scheme] | None = None
+) -> dict[str, Any]:
     """Compare a bundle with its checkpoint; its manifest need not be written yet.
+
+    Args:
+        options: of the export.
+        bundle: what was made.
+        found: ``ModelWeights.found``, so that the weights need not be read once more for it.
 
     Returns:
         The manifest's ``verification`` entry.
@@ -48,6 +57,7 @@ def verify_in_child(options: ExportOptions, bundle: Bundle) -> dict[str, Any]:
         "options": {**dataclasses.asdict(options), "output": str(options.output)},
         "folder": str(bundle.path.resolve()),
         "manifest": bundle.manifest.to_json(),
+        "found": {name: dataclasses.asdict(scheme) for name, scheme in (found or {}).items()},
     }
     # -P: without it Python would import modules that lie in the current folder, which may be a checkpoint.
     command = [sys.executable, "-P", "-m", "cpm_edge.exporter.verify"]
@@ -69,7 +79,9 @@ def verify_in_child(options: ExportOptions, bundle: Bundle) -> dict[str, Any]:
     return report
 
 
-def verify(options: ExportOptions, bundle: Bundle) -> dict[str, Any]:
+def verify(
+    options: ExportOptions, bundle: Bundle, found: Mapping[str, Scheme] | None = None
+) -> dict[str, Any]:
     """The comparison itself; see ``verify_in_child``."""
     from cpm_edge.exporter.checkpoint import open_checkpoint
     from cpm_edge.exporter.eager import run_streamed
@@ -82,7 +94,7 @@ def verify(options: ExportOptions, bundle: Bundle) -> dict[str, Any]:
         shapes = {name: tuple(info.shape) for name, info in checkpoint.tensors.items()}
         constants = {"rotary.inv_freq": rope.inv_freq}
         shapes.update({name: array.shape for name, array in constants.items()})
-        weights = ModelWeights(checkpoint, shapes, constants, plan.policy)
+        weights = ModelWeights(checkpoint, shapes, constants, plan.policy, found=dict(found or {}))
         tokens = _tokens(bundle.path, plan.config.vocab_size, min(options.verify_tokens, plan.max_context))
 
         def read_source(name: str) -> FloatArray:
@@ -164,10 +176,15 @@ def _run_bundle(bundle: Bundle, tokens: list[int]) -> tuple[FloatArray, list[Flo
     return np.concatenate(rows), keys
 
 
+def _scheme(fields: dict[str, Any]) -> Scheme:
+    return Scheme(**{**fields, "format": WeightFormat(fields["format"])})
+
+
 def _main() -> None:
     job = json.load(sys.stdin)
     options = ExportOptions(**{**job["options"], "output": Path(job["options"]["output"])})
-    report = verify(options, Bundle(Path(job["folder"]), Manifest.from_json(job["manifest"])))
+    found = {name: _scheme(fields) for name, fields in job["found"].items()}
+    report = verify(options, Bundle(Path(job["folder"]), Manifest.from_json(job["manifest"])), found)
     json.dump(report, sys.stdout)
 
 

@@ -6,13 +6,13 @@ Peak memory is one row block with its temporaries, whatever the size of the mode
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +20,20 @@ import numpy.typing as npt
 from cpm_edge.exporter.checkpoint import Checkpoint
 from cpm_edge.exporter.disk import disk_errors
 from cpm_edge.exporter.errors import CheckpointError, ExportError
-from cpm_edge.quant import Policy, QuantError, Quantized, Scheme, TensorClass, WeightFormat, quantize
+from cpm_edge.quant import (
+    Policy,
+    QuantError,
+    Quantized,
+    Scheme,
+    TensorClass,
+    WeightFormat,
+    find_ternary,
+    quantize,
+)
 from cpm_edge.quant.floats import check_finite, to_bf16_bits, to_fp16
 
 Rows = npt.NDArray[Any]
+Result = TypeVar("Result")
 
 WORKERS = min(os.cpu_count() or 1, 8)
 BLOCK_ELEMENTS = 1 << 20  # 4 MiB of float32
@@ -43,6 +53,9 @@ class ModelWeights:
         constants: tensors that the config determines instead of the checkpoint.
         policy: the scheme of each class.
         notes: group sizes that had to shrink, by tensor name; filled by ``scheme``.
+        found: schemes that the weights themselves determine (ternary groups), by tensor name; filled by
+            ``scheme``, which reads a tensor once for it.
+        stored_bytes: what the tensors of each class take in the bundle; filled by ``count_bytes``.
     """
 
     checkpoint: Checkpoint
@@ -50,18 +63,32 @@ class ModelWeights:
     constants: Mapping[str, npt.NDArray[np.float32]]
     policy: Policy
     notes: dict[str, str] = field(default_factory=dict)
+    found: dict[str, Scheme] = field(default_factory=dict)
+    stored_bytes: Counter[TensorClass] = field(default_factory=Counter)
 
     def check(self) -> None:
-        """Compare names and shapes with the checkpoint and the policy, before any work.
+        """Compare names and shapes with the checkpoint, before any work.
 
         Raises:
             CheckpointError: a tensor is missing or has another shape.
-            ExportError: no group size fits the columns of a tensor.
         """
         for name, expected in self.shapes.items():
             if name not in self.constants:
                 self._check_stored(name, list(expected))
+
+    def find_schemes(self, progress: Callable[[int], None] = lambda elements: None) -> None:
+        """Settle how every tensor is stored; ternary weights are read for it.
+
+        Args:
+            progress: called with the number of weight elements done.
+
+        Raises:
+            CheckpointError: a tensor is not ternary.
+            ExportError: no group size fits the columns of a tensor.
+        """
+        for name in self.names():
             self.scheme(name)
+            progress(self.elements(name))
 
     def _check_stored(self, name: str, expected: list[int]) -> None:
         hint = "config.json and the weights may come from different models"
@@ -99,8 +126,11 @@ class ModelWeights:
         """How the tensor is stored.
 
         Raises:
+            CheckpointError: it should be ternary and is not.
             ExportError: no group size fits its columns.
         """
+        if name in self.found:
+            return self.found[name]
         try:
             scheme, note = self.policy.scheme_for(self.kind(name), self.shapes[name][-1])
         except QuantError as error:
@@ -108,9 +138,35 @@ class ModelWeights:
                 f"tensor {name}: {error.message}",
                 hint="--weight-format int8 has one scale per row and takes any number of columns",
             ) from error
+        if scheme.format is WeightFormat.TERNARY:
+            return self.found.setdefault(name, self._ternary(name))
         if note:
             self.notes[name] = note
         return scheme
+
+    def _ternary(self, name: str) -> Scheme:
+        """The largest groups in which all rows of a tensor are ternary."""
+        width, half = self.shapes[name][-1], True
+        for block in self._ahead(name, find_ternary):
+            width, half = min(width, block.width), half and block.half
+        group = None if width == self.shapes[name][-1] else width
+        return Scheme(WeightFormat.TERNARY, group, wide_scales=not half)
+
+    def linear_scheme(self) -> tuple[Scheme, dict[str, str]]:
+        """What most linear layers are stored in, and notes on the others by tensor name."""
+        if not self.found:
+            return self.policy.linear, self.notes
+        ((usual, _),) = Counter(self.found.values()).most_common(1)
+        others = {name: scheme.describe() for name, scheme in self.found.items() if scheme != usual}
+        return usual, self.notes | others
+
+    def count_bytes(self, name: str, region: Region) -> None:
+        """Note that a part of the tensor was written."""
+        self.stored_bytes[self.kind(name)] += region.length
+
+    def linear_parameters(self) -> int:
+        """Weights of all linear layers."""
+        return sum(self.elements(name) for name in self.shapes if self.kind(name) is TensorClass.LINEAR)
 
     def blocks(self, name: str) -> Iterator[npt.NDArray[np.float32]]:
         """The tensor as float32 row blocks, each with a multiple of 8 rows but the last.
@@ -130,18 +186,22 @@ class ModelWeights:
             yield block
 
     def quantized(self, name: str) -> Iterator[Quantized]:
-        """The tensor's row blocks in its integer scheme, quantized ahead on every core."""
+        """The tensor's row blocks in its integer scheme."""
         scheme = self.scheme(name)
+        return self._ahead(name, lambda block: quantize(block, scheme))
 
-        def work(block: npt.NDArray[np.float32], start: int) -> Quantized:
+    def _ahead(self, name: str, work: Callable[[npt.NDArray[np.float32]], Result]) -> Iterator[Result]:
+        """``work`` on the tensor's row blocks in order, done ahead on every core."""
+
+        def named(block: npt.NDArray[np.float32], start: int) -> Result:
             with _named(name, start):
-                return quantize(block, scheme)
+                return work(block)
 
-        ahead: deque[Future[Quantized]] = deque()
+        ahead: deque[Future[Result]] = deque()
         start = 0
         with ThreadPoolExecutor(WORKERS) as pool:
             for block in self.blocks(name):
-                ahead.append(pool.submit(work, block, start))
+                ahead.append(pool.submit(named, block, start))
                 start += len(block)
                 if len(ahead) > WORKERS:
                     yield ahead.popleft().result()
@@ -204,8 +264,8 @@ class _named:  # noqa: N801 - reads as a statement: with _named(name, row)
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, QuantError):
-            row = "" if error.row is None else f", block starting at row {self._start}"
-            raise CheckpointError(f"tensor {self._name}{row}: {error.message}", hint=error.hint) from error
+            row = "" if error.row is None else f" row {self._start + error.row}"
+            raise CheckpointError(f"tensor {self._name}:{row} {error.text}", hint=error.hint) from error
 
 
 @dataclass(frozen=True)

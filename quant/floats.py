@@ -55,7 +55,7 @@ def to_fp16(weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
         row = int(np.argmax(lost.any(axis=1)))
         worst = float(np.abs(weight[row]).max())
         raise QuantError(
-            f"row {row} holds {worst:.6g}, beyond float16's largest value {FP16_MAX:.0f}",
+            f"holds {worst:.6g}, beyond float16's largest value {FP16_MAX:.0f}",
             hint="store this tensor as bf16 or fp32",
             row=row,
         )
@@ -87,7 +87,7 @@ def refuse_non_finite(finite_rows: npt.NDArray[np.bool_]) -> None:
     if not finite_rows.all():
         row = int(np.argmin(finite_rows))
         raise QuantError(
-            f"row {row} holds NaN or infinity, expected finite weights",
+            "holds NaN or infinity, expected finite weights",
             hint="the checkpoint is damaged or was saved after training diverged; download it again",
             row=row,
         )

@@ -22,6 +22,7 @@ class WeightFormat(str, enum.Enum):
     BF16 = "bf16"
     INT8 = "int8"
     INT4 = "int4"
+    TERNARY = "ternary"
 
     @property
     def bits(self) -> int:
@@ -31,7 +32,7 @@ class WeightFormat(str, enum.Enum):
     @property
     def is_float(self) -> bool:
         """True for the formats that have no scales."""
-        return self not in (WeightFormat.INT8, WeightFormat.INT4)
+        return self not in _INTEGERS
 
 
 _BITS = {
@@ -40,7 +41,9 @@ _BITS = {
     WeightFormat.BF16: 16,
     WeightFormat.INT8: 8,
     WeightFormat.INT4: 4,
+    WeightFormat.TERNARY: 2,
 }
+_INTEGERS = (WeightFormat.INT8, WeightFormat.INT4, WeightFormat.TERNARY)
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class Scheme:
     Args:
         format: the number format.
         group_size: neighbouring columns that share a scale; None is one scale per row.
-        symmetric: the zero point is fixed at 2**(bits-1) instead of stored per group.
+        symmetric: the zero point is fixed (``zero_code``) instead of stored per group.
+        wide_scales: the scales are float32, because float16 does not hold all of them exactly; ternary only.
 
     Raises:
         QuantError: the three do not go together.
@@ -59,6 +63,7 @@ class Scheme:
     format: WeightFormat
     group_size: int | None = None
     symmetric: bool = True
+    wide_scales: bool = False
 
     def __post_init__(self) -> None:
         if self.group_size is not None and self.group_size < 1:
@@ -73,6 +78,8 @@ class Scheme:
                 f"asymmetric {self.format.value} is not supported, only asymmetric int4",
                 hint="leave asymmetric out, or choose int4",
             )
+        if self.wide_scales and self.format is not WeightFormat.TERNARY:
+            raise QuantError(f"{self.format.value} scales are float16: they are chosen so that it holds them")
 
     @property
     def bits(self) -> int:
@@ -80,10 +87,12 @@ class Scheme:
         return self.format.bits
 
     def describe(self) -> str:
-        """A short name for reports: ``int4 g32 sym``, ``int8 row sym``, ``bf16``."""
+        """A short name for reports: ``int4 g32 sym``, ``int8 row sym``, ``ternary g128``, ``bf16``."""
         if self.format.is_float:
             return self.format.value
         group = "row" if self.group_size is None else f"g{self.group_size}"
+        if self.format is WeightFormat.TERNARY:
+            return f"ternary {group}" + (" with float32 scales" if self.wide_scales else "")
         return f"{self.format.value} {group} {'sym' if self.symmetric else 'asym'}"
 
     def groups(self, cols: int) -> int:
@@ -104,16 +113,20 @@ class Scheme:
         return cols // self.group_size
 
     def bytes_for(self, rows: int, cols: int) -> int:
-        """Exact packed size in bytes: codes, float16 scales, and zero points two to a byte per row.
+        """Exact packed size in bytes: codes, scales, and zero points two to a byte per row.
 
         Raises:
-            QuantError: the columns do not divide into groups, or an int4 row ends within a byte.
+            QuantError: the columns do not divide into groups, or a row ends within a byte.
         """
-        if self.format is WeightFormat.INT4 and cols % 2:
-            raise QuantError(f"int4 packs two columns into a byte: expected an even count, got {cols}")
+        if cols * self.bits % 8:
+            packed = 8 // self.bits
+            raise QuantError(
+                f"{self.format.value} packs {packed} columns into a byte: expected a multiple of {packed} "
+                f"columns, got {cols}"
+            )
         groups = self.groups(cols)
         zeros = 0 if self.symmetric else (groups + 1) // 2
-        return rows * (cols * self.bits // 8 + 2 * groups + zeros)
+        return rows * (cols * self.bits // 8 + (4 if self.wide_scales else 2) * groups + zeros)
 
 
 def fit_group(cols: int, requested: int) -> int:
@@ -139,8 +152,9 @@ class Quantized:
 
     Args:
         codes: uint8 (rows, cols), one code a byte, 0 .. 2**bits - 1.
-        scales: float32 (rows, groups), each a value that float16 holds exactly; may be negative.
-        zeros: uint8 (rows, groups), or None when symmetric: the zero point is 2**(bits-1).
+        scales: float32 (rows, groups), each a value that float16 holds exactly unless the scheme has wide
+            scales; may be negative.
+        zeros: uint8 (rows, groups), or None when symmetric: the zero point is ``zero_code``.
         scheme: the format, group size and symmetry.
 
     Raises:
@@ -174,8 +188,8 @@ class Quantized:
 
     @property
     def zero_code(self) -> int:
-        """The code of weight 0 in a symmetric scheme."""
-        return 1 << (self.scheme.bits - 1)
+        """The code of weight 0 in a symmetric scheme: 1 for ternary, else 2**(bits-1)."""
+        return 1 if self.scheme.format is WeightFormat.TERNARY else 1 << (self.scheme.bits - 1)
 
     def dequantize(self) -> npt.NDArray[np.float32]:
         """The weights that the codes stand for, float32 (rows, cols)."""

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from cpm_edge.quant.errors import QuantError
 from cpm_edge.quant.formats import Quantized, WeightFormat
 from cpm_edge.quant.int4 import Bytes, pack_int4, pack_zeros_int4
+from cpm_edge.quant.ternary import pack_ternary
 
 
 class NBits(NamedTuple):
@@ -25,11 +26,11 @@ class NBits(NamedTuple):
 
 
 def matmulnbits(q: Quantized, block: int) -> NBits:
-    """The MatMulNBits inputs (bits 4 or 8, ``block_size=block``, N = rows, K = cols).
+    """The MatMulNBits inputs (bits 2, 4 or 8, ``block_size=block``, N = rows, K = cols).
 
     A scale that covers several blocks is repeated. Columns that ``block`` does not divide are filled up
-    with the zero point, so the padding dequantizes to 0. Row blocks laid out one by one and concatenated
-    equal the whole.
+    with the zero point, so the padding dequantizes to 0. Ternary codes move up by one, to the op's own zero
+    point 2, which then need not be stored. Row blocks laid out one by one and concatenated equal the whole.
 
     Source: onnxruntime's docs/ContribOperators.md, com.microsoft.MatMulNBits.
 
@@ -50,6 +51,8 @@ def matmulnbits(q: Quantized, block: int) -> NBits:
     codes = _pad_columns(q, blocks * block)
     if q.scheme.format is WeightFormat.INT4:
         codes = pack_int4(codes)
+    elif q.scheme.format is WeightFormat.TERNARY:
+        codes = pack_ternary(codes + np.uint8(1))
     zeros = None if q.zeros is None else pack_zeros_int4(np.repeat(q.zeros, repeat, axis=1)).reshape(-1)
     scales = np.repeat(q.scales, repeat, axis=1).reshape(-1)
     return NBits(codes.reshape(rows, blocks, block * q.scheme.bits // 8), scales, zeros)
@@ -94,6 +97,16 @@ def openvino_u4(q: Quantized) -> tuple[Bytes, Bytes]:
     _expect(q, WeightFormat.INT4, symmetric=False, layout="OpenVINO u4")
     assert q.zeros is not None
     return pack_int4(q.codes), pack_zeros_int4(q.zeros.reshape(1, -1)).reshape(-1)
+
+
+def openvino_u2(q: Quantized) -> Bytes:
+    """The bytes of an OpenVINO ``u2`` constant [rows, cols]: uint8 (rows, cols // 4), zero point 1.
+
+    Raises:
+        QuantError: not ternary, or columns that 4 does not divide.
+    """
+    _expect(q, WeightFormat.TERNARY, symmetric=True, layout="OpenVINO u2")
+    return pack_ternary(q.codes)
 
 
 def openvino_i8(q: Quantized) -> npt.NDArray[np.int8]:

@@ -46,8 +46,9 @@ class Policy:
     ) -> Policy:
         """The policy behind one weight format.
 
-        fp32, fp16, bf16 and int8 (one scale per row) hold for every matrix. int4 holds for the linear
-        layers; embedding and head default to int8, which costs little and keeps rare tokens apart.
+        fp32, fp16, bf16 and int8 (one scale per row) hold for every matrix. int4 and ternary hold for the
+        linear layers; embedding and head default to int8, which costs little and keeps rare tokens apart.
+        The groups of ternary layers are those of the weights (``find_ternary``), so the policy has none.
 
         Args:
             weight_format: format of the linear layers.
@@ -68,7 +69,8 @@ class Policy:
                     hint="give the format for one of them only",
                 )
             embedding = head = embedding or head
-        outer = WeightFormat.INT8 if weight_format is WeightFormat.INT4 else weight_format
+        few_bits = weight_format in (WeightFormat.INT4, WeightFormat.TERNARY)
+        outer = WeightFormat.INT8 if few_bits else weight_format
         formats = (weight_format, embedding or outer, head or outer)
         _check_int4_settings(formats, group_size, symmetric)
         linear, embedded, headed = (_scheme(format_, group_size, symmetric) for format_ in formats)

@@ -72,8 +72,7 @@ def half_scales(raw: Floats, occupied: npt.NDArray[np.bool_]) -> Floats:
     if lost.any():
         row = int(np.argmax(lost))
         raise QuantError(
-            f"row {row} needs a scale of {np.abs(raw[row]).max():.6g}, "
-            f"beyond float16's largest value {FP16_MAX:.0f}",
+            f"needs a scale of {np.abs(raw[row]).max():.6g}, beyond float16's largest value {FP16_MAX:.0f}",
             hint="store this tensor as bf16 or fp32",
             row=row,
         )

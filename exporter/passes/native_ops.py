@@ -24,31 +24,51 @@ from cpm_edge.exporter.weights import ModelWeights
 from cpm_edge.plugins import DOMAIN
 from cpm_edge.plugins.matmul_nbits.spec import NBitsShape
 from cpm_edge.plugins.sparse_attention.spec import OP
-from cpm_edge.quant import WeightFormat
 
 PANELS = ".panels"
 
 
 @dataclass
 class NativePlan:
-    """What the fused graph reads: for each panel input, the tensors it concatenates along the rows."""
+    """What the fused graph reads.
+
+    Attributes:
+        panels: for each panel input, the tensors it concatenates along the rows.
+        shapes: the kernels' view of each of these tensors.
+    """
 
     panels: dict[str, list[str]] = field(default_factory=dict)
+    shapes: dict[str, NBitsShape] = field(default_factory=dict)
 
 
-def nbits_shape(weights: ModelWeights, name: str, rows: int | None = None) -> NBitsShape:
-    """The kernels' view of one tensor, or of a block of its rows.
+def nbits_shapes(weights: ModelWeights, names: Sequence[str]) -> list[NBitsShape]:
+    """The kernels' view of tensors that one op reads, which have one group size there.
+
+    Ternary weights bring their own groups, each a divisor of the next larger: the smallest of them holds for
+    all, with the scales of the others repeated.
 
     Raises:
         ExportError: the kernels have no such format.
     """
-    scheme, (all_rows, cols) = weights.scheme(name), weights.shapes[name]
-    if scheme.format not in (WeightFormat.INT4, WeightFormat.INT8):
-        raise ExportError(
-            f"tensor {name}: the native flavour takes int4 and int8, got {scheme.format.value}",
-            hint="--weight-format int4 or int8, or --flavour stock",
-        )
-    return NBitsShape(rows or all_rows, cols, scheme.bits, scheme.group_size or 0, scheme.symmetric)
+    schemes = [weights.scheme(name) for name in names]
+    for name, scheme in zip(names, schemes, strict=True):
+        if scheme.format.is_float:
+            raise ExportError(
+                f"tensor {name}: the native flavour takes int4, int8 and ternary, got {scheme.format.value}",
+                hint="--weight-format int4 or int8, or --flavour stock",
+            )
+        if scheme.wide_scales:
+            raise ExportError(
+                f"tensor {name}: the native flavour keeps float16 scales, and these are not exact in float16",
+                hint="--flavour stock keeps float32 scales; --weight-format int4 rounds them",
+            )
+    groups = [scheme.group_size for scheme in schemes if scheme.group_size is not None]
+    group = min(groups, default=0)
+    shapes = []
+    for name, scheme in zip(names, schemes, strict=True):
+        rows, cols = weights.shapes[name]
+        shapes.append(NBitsShape(rows, cols, scheme.bits, group, scheme.symmetric))
+    return shapes
 
 
 class NativeFusion:
@@ -165,7 +185,10 @@ class NativeFusion:
         tensors: list[list[str]],
         attributes: dict[str, int | float],
     ) -> ir.Node:
-        shape = nbits_shape(self.weights, tensors[0][0])
+        flat = [tensor for parts in tensors for tensor in parts]
+        shapes = nbits_shapes(self.weights, flat)
+        self.plan.shapes.update(zip(flat, shapes, strict=True))
+        shape = shapes[0]
         rows = sum(self.weights.shapes[tensor][0] for tensor in tensors[0])
         if len(tensors[0]) > 1 and any(self.weights.shapes[tensor][0] % 8 for tensor in tensors[0]):
             raise ExportError(f"{name}: the native kernels want a multiple of 8 rows in each of {tensors[0]}")
@@ -184,7 +207,7 @@ class NativeFusion:
         name = "+".join(tensors) + PANELS
         if name not in self.plan.panels:
             self.plan.panels[name] = tensors
-            size = sum(panel_bytes(nbits_shape(self.weights, tensor)) for tensor in tensors)
+            size = sum(panel_bytes(self.plan.shapes[tensor]) for tensor in tensors)
             value = ir.Value(name=name, shape=ir.Shape([size]), type=ir.TensorType(ir.DataType.UINT8))
             self.graph.inputs.append(value)
         return next(value for value in self.graph.inputs if value.name == name)

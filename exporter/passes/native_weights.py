@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
-from cpm_edge.exporter.passes.native_ops import NativePlan, nbits_shape
+from cpm_edge.exporter.passes.native_ops import NativePlan
 from cpm_edge.exporter.passes.openvino_weights import OpenVinoWeights
 from cpm_edge.exporter.weights import ModelWeights
 from cpm_edge.plugins.matmul_nbits.panels import pack_rows
@@ -39,5 +41,6 @@ class NativeWeights(OpenVinoWeights):
     def _packed(self, tensors: list[str]) -> Iterator[npt.NDArray[Any]]:
         for tensor in tensors:
             for block in self.weights.quantized(tensor):
-                shape = nbits_shape(self.weights, tensor, rows=len(block.codes))
-                yield pack_rows(shape, block.codes, block.scales, block.zeros)
+                shape = replace(self._plan.shapes[tensor], rows=len(block.codes))
+                scales = np.repeat(block.scales, shape.groups // block.scales.shape[1], axis=1)
+                yield pack_rows(shape, block.codes, scales, block.zeros)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -84,7 +85,7 @@ class NBitsWeights:
         return value.name in self._weights.shapes
 
     def _write_float(self, name: str, scheme: Scheme) -> None:
-        region = self._file.add(self._weights.stored(name))
+        region = self._add(name, self._weights.stored(name))
         value = self._graph.initializers[name]
         dtype = _FLOAT[scheme.format]
         value.const_value = self._external(name, region, dtype, list(self._weights.shapes[name]))
@@ -92,7 +93,7 @@ class NBitsWeights:
 
     def _write_integers(self, name: str, scheme: Scheme) -> _Packed:
         rows, cols = self._weights.shapes[name]
-        block = scheme.group_size or _row_block(cols)
+        block = _block_size(scheme, cols)
         scales: list[npt.NDArray[np.float32]] = []
         row_scales: list[npt.NDArray[np.float32]] = []
         zeros: list[npt.NDArray[np.uint8]] = []
@@ -106,23 +107,31 @@ class NBitsWeights:
                     zeros.append(packed.zero_points)
                 yield packed.B
 
-        region = self._file.add(codes())
+        region = self._add(name, codes())
         blocks, width = -(-cols // block), block * scheme.bits // 8
         uint8, float32 = ir.DataType.UINT8, ir.DataType.FLOAT
         whole = blocks * block == cols and scheme.bits == 8
         return _Packed(
             codes=self._initializer(f"{name}.codes", region, uint8, [rows, blocks, width]),
             rows=self._initializer(f"{name}.rows", region, uint8, [rows, cols]) if whole else None,
-            scales=self._initializer(f"{name}.scales", self._file.add(scales), float32, [rows * blocks]),
-            row_scales=self._initializer(f"{name}.row_scales", self._file.add(row_scales), float32, [rows, 1])
+            scales=self._initializer(f"{name}.scales", self._add(name, scales), float32, [rows * blocks]),
+            row_scales=self._initializer(
+                f"{name}.row_scales", self._add(name, row_scales), float32, [rows, 1]
+            )
             if whole and scheme.group_size is None
             else None,
-            zeros=self._initializer(f"{name}.zeros", self._file.add(zeros), uint8, [rows * -(-blocks // 2)])
+            zeros=self._initializer(f"{name}.zeros", self._add(name, zeros), uint8, [rows * -(-blocks // 2)])
             if zeros
             else None,
             scheme=scheme,
             block=block,
         )
+
+    def _add(self, name: str, blocks: Iterable[npt.NDArray[Any]]) -> Region:
+        """Write a part of a tensor and count its bytes."""
+        region = self._file.add(blocks)
+        self._weights.count_bytes(name, region)
+        return region
 
     def _external(self, name: str, region: Region, dtype: ir.DataType, shape: list[int]) -> ir.ExternalTensor:
         return ir.ExternalTensor(
@@ -208,9 +217,15 @@ class NBitsWeights:
         )
 
 
-def _row_block(cols: int) -> int:
-    """MatMulNBits block for one scale a row: the largest that leaves the codes unpadded."""
-    block = 256
-    while cols % block and block > 16:
+def _block_size(scheme: Scheme, cols: int) -> int:
+    """MatMulNBits block; with one scale a row, the largest that leaves the codes unpadded.
+
+    Bits 2 have fast kernels for 32, 64 and 128 (measured: 256 expands the weights, 200 times slower), so
+    larger groups are split; their scale is repeated.
+    """
+    least, block = 16, scheme.group_size or 256
+    if scheme.format is WeightFormat.TERNARY:
+        least, block = 32, min(block, 128)
+    while cols % block and block > least:
         block //= 2
     return block

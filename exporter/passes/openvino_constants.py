@@ -28,6 +28,7 @@ def attach_constants(
         for name in weights.weights.names():
             for placeholder, blocks in weights.data(name):
                 regions[placeholder] = file.add(blocks)
+                weights.weights.count_bytes(name, regions[placeholder])
             progress(weights.weights.elements(name))
     missing = weights.placeholders.symmetric_difference(regions)
     if missing:

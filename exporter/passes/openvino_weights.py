@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpm_edge.exporter.weights import ModelWeights
-from cpm_edge.quant import Scheme, WeightFormat, openvino_i4, openvino_i8, openvino_u4
+from cpm_edge.quant import Scheme, WeightFormat, openvino_i4, openvino_i8, openvino_u2, openvino_u4
 
 Rows = npt.NDArray[Any]
 
@@ -56,7 +56,8 @@ class OpenVinoWeights:
         scales: list[Rows] = []
         zeros: list[Rows] = []
         yield name + CODES, self._codes(name, scheme, scales, zeros)
-        yield name + SCALES, iter([np.concatenate(scales).astype(np.float16)])
+        scale_type = np.float32 if scheme.wide_scales else np.float16
+        yield name + SCALES, iter([np.concatenate(scales).astype(scale_type)])
         if zeros:
             yield name + ZEROS, iter(zeros)
 
@@ -65,6 +66,8 @@ class OpenVinoWeights:
             scales.append(quantized.scales)
             if scheme.format is WeightFormat.INT8:
                 yield openvino_i8(quantized)
+            elif scheme.format is WeightFormat.TERNARY:
+                yield openvino_u2(quantized)
             elif scheme.symmetric:
                 yield openvino_i4(quantized)
             else:
@@ -93,15 +96,27 @@ class OpenVinoWeights:
         groups = scheme.groups(cols)
         packed_shape = [rows, groups, cols // groups] if grouped else shape
         scale_shape = [rows, groups, 1] if grouped else [rows, 1]
-        kind = "i8" if scheme.format is WeightFormat.INT8 else "i4" if scheme.symmetric else "u4"
-        value = ops.convert(self._placeholder(name + CODES, packed_shape, kind), "f16")
+        kind, precision = _element_type(scheme), "f32" if scheme.wide_scales else "f16"
+        value = ops.convert(self._placeholder(name + CODES, packed_shape, kind), precision)
         if not scheme.symmetric:
-            zeros = ops.convert(self._placeholder(name + ZEROS, scale_shape, kind), "f16")
+            zeros = ops.convert(self._placeholder(name + ZEROS, scale_shape, kind), precision)
             value = ops.subtract(value, zeros)
-        value = ops.multiply(value, self._placeholder(name + SCALES, scale_shape, "f16"))
+        elif scheme.format is WeightFormat.TERNARY:
+            one = np.ones([1] * len(packed_shape), np.float32 if scheme.wide_scales else np.float16)
+            value = ops.subtract(value, ops.constant(one))
+        value = ops.multiply(value, self._placeholder(name + SCALES, scale_shape, precision))
         if grouped:
             value = ops.reshape(value, ops.constant(np.array(shape)), special_zero=False)
-        return ops.convert(value, "f32")
+        return value if scheme.wide_scales else ops.convert(value, "f32")
+
+
+def _element_type(scheme: Scheme) -> str:
+    """Of a constant that holds codes."""
+    if scheme.format is WeightFormat.TERNARY:
+        return "u2"
+    if scheme.format is WeightFormat.INT8:
+        return "i8"
+    return "i4" if scheme.symmetric else "u4"
 
 
 def _marked(convert: Any) -> Any:

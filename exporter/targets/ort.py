@@ -17,11 +17,13 @@ from cpm_edge.exporter.targets.common import BuildJob, Built
 from cpm_edge.exporter.weights import WeightFile
 from cpm_edge.plugins import VERSION
 from cpm_edge.plugins.sparse_attention.body import functions
+from cpm_edge.quant import WeightFormat
 from cpm_edge.runtimes.errors import missing_dependency
 
 MODEL = "model.onnx"
 DATA = "model.onnx.data"
 REQUIRES = ">=1.24"
+REQUIRES_TERNARY = ">=1.32"  # older ones have no kernel for bits 2 and expand the weights for every token
 ACCURACY_LEVEL = {"fp32": 0, "int8": 4}
 
 
@@ -42,7 +44,8 @@ def build(job: BuildJob) -> Built:
             hint="ONNX Runtime's CPU attention keeps the cache in the activations' type; use --target aipc",
         )
     # Without int8 activations ONNX Runtime's CPU kernel expands the weights anew for every token.
-    activations = job.activations or ("fp32" if job.weights.policy.linear.format.is_float else "int8")
+    linear = job.weights.policy.linear
+    activations = job.activations or ("fp32" if linear.format.is_float else "int8")
     genai = genai_config(job)
     graph = job.model.graph
     total, _ = past_from_attention_mask(graph)
@@ -61,7 +64,7 @@ def build(job: BuildJob) -> Built:
         engine={
             "name": "onnxruntime",
             "version": onnxruntime.__version__,
-            "requires": REQUIRES,
+            "requires": REQUIRES_TERNARY if linear.format is WeightFormat.TERNARY else REQUIRES,
         },
         cache={
             "form": "buffer",

@@ -41,7 +41,7 @@ def test_bytes_for_floats_and_uneven_columns() -> None:
     assert Scheme(WeightFormat.FP32).bytes_for(3, 5) == 60
     assert Scheme(WeightFormat.BF16).bytes_for(3, 5) == 30
     assert Scheme(WeightFormat.INT8).bytes_for(3, 5) == 21
-    with pytest.raises(QuantError, match="even count, got 5"):
+    with pytest.raises(QuantError, match="multiple of 2 columns, got 5"):
         Scheme(WeightFormat.INT4).bytes_for(3, 5)
     with pytest.raises(QuantError, match="48 columns cannot be split into groups of 32"):
         Scheme(WeightFormat.INT4, 32).bytes_for(3, 48)
@@ -55,7 +55,7 @@ def test_descriptions_and_bits() -> None:
         "int8 g32 sym",
     ]
     assert Scheme(WeightFormat.FP16).describe() == "fp16"
-    assert [format_.bits for format_ in WeightFormat] == [32, 16, 16, 8, 4]
+    assert [format_.bits for format_ in WeightFormat] == [32, 16, 16, 8, 4, 2]
     assert WeightFormat("int4") is WeightFormat.INT4
 
 

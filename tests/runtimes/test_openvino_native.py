@@ -13,7 +13,7 @@ from cpm_edge.plugins.matmul_nbits.spec import BLOCK
 from cpm_edge.runtimes import openvino_native
 from cpm_edge.runtimes.errors import BackendError, ContextError
 from tests.support.bundles import Bundles
-from tests.support.checkpoints import prompt
+from tests.support.checkpoints import TERNARY, prompt
 
 NATIVE: dict[str, Any] = {
     "weight_format": "int4",
@@ -21,7 +21,20 @@ NATIVE: dict[str, Any] = {
     "flavour": "native",
     "activations": "int8",
 }
-VARIANTS = ["llama", "tied-mha", "longrope", "dynamic-ntk", "sparse", "sparse-exact", "sparse-group3"]
+VARIANTS = [
+    "llama",
+    "tied-mha",
+    "longrope",
+    "dynamic-ntk",
+    "sparse",
+    "sparse-exact",
+    "sparse-group3",
+    *TERNARY,
+]
+
+
+def native_options(variant: str) -> dict[str, Any]:
+    return {"weight_format": "ternary", "flavour": "native"} if variant in TERNARY else NATIVE
 
 
 def quantized_linear(x: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch.Tensor:
@@ -36,7 +49,7 @@ def quantized_linear(x: torch.Tensor, weight: torch.Tensor, bias: Any = None) ->
 @torch.no_grad()
 def emulated(bundles: Bundles, variant: str, monkeypatch: pytest.MonkeyPatch) -> npt.NDArray[np.float32]:
     """The eager modules with the kernels' roundings: stored weights, int8 activations, float16 caches."""
-    with bundles.plan(variant, "aipc", **NATIVE) as (plan, weights):
+    with bundles.plan(variant, "aipc", **native_options(variant)) as (plan, weights):
         model = build_model(
             plan.architecture.model_class(), plan.config, plan.config.rope.table(plan.max_context)
         )
@@ -59,7 +72,7 @@ def test_logits_are_those_of_the_modules_with_the_same_roundings(
     bundles: Bundles, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = emulated(bundles, variant, monkeypatch)
-    with bundles.engine(variant, "aipc", **NATIVE).session() as session:
+    with bundles.engine(variant, "aipc", **native_options(variant)).session() as session:
         got = session.forward(bundles.prompt, logits="all")
     error = np.abs(got - expected).max(1) / expected.std()
     # A float on a rounding boundary may get the other int8 code, and every later row sees that in the cache:
@@ -70,10 +83,10 @@ def test_logits_are_those_of_the_modules_with_the_same_roundings(
     assert np.median(cosine) > 0.999
 
 
-@pytest.mark.parametrize("variant", ["llama", "sparse"])
+@pytest.mark.parametrize("variant", ["llama", "sparse", "ternary"])
 def test_chunks_and_decode_steps_agree_with_one_prefill(bundles: Bundles, variant: str) -> None:
     tokens = bundles.prompt
-    with bundles.engine(variant, "aipc", **NATIVE).session() as session:
+    with bundles.engine(variant, "aipc", **native_options(variant)).session() as session:
         whole = session.forward(tokens, logits="all").copy()
         session.reset()
         parts, start = [], 0

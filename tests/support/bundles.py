@@ -22,7 +22,7 @@ from cpm_edge.runtimes import open_engine
 from cpm_edge.runtimes.bundle import Bundle, open_bundle
 from cpm_edge.runtimes.session import Engine
 from tests.support import numpy_model
-from tests.support.checkpoints import VARIANTS, make_tensors, prompt, write_checkpoint
+from tests.support.checkpoints import config_of, prompt, tensors_of, write_checkpoint
 
 # Past 4 times dense_len (64) and past the budget of 5 blocks of 16; not a multiple of anything.
 PROMPT_LENGTH = 333
@@ -47,6 +47,8 @@ class Bundles:
 
     def options(self, variant: str, target: str, **options: Any) -> ExportOptions:
         """Options of an export into a folder of its own; all fp32 and unverified unless asked otherwise."""
+        if options.get("flavour") == "native":
+            options = {"activations": "int8", **options}
         name = "-".join([variant, target, *(f"{key}={value}" for key, value in sorted(options.items()))])
         usual: dict[str, Any] = {"weight_format": "fp32", "activations": "fp32", "verify": False}
         return ExportOptions(
@@ -70,8 +72,8 @@ class Bundles:
             yield plan, ModelWeights(checkpoint, shapes, constants, plan.policy)
 
     def _checkpoint(self, variant: str) -> Path:
-        config = VARIANTS[variant]
-        return write_checkpoint(self.root / "checkpoints" / variant, config, make_tensors(config))
+        folder = self.root / "checkpoints" / variant
+        return write_checkpoint(folder, config_of(variant), tensors_of(variant))
 
     def _result(self, variant: str, target: str, **options: Any) -> ExportResult:
         return export(self.options(variant, target, **options), Progress(enabled=False))
@@ -80,8 +82,7 @@ class Bundles:
         return open_engine(self.open(variant, target, **options), threads=2)
 
     def _reference(self, variant: str) -> numpy_model.NumpyRun:
-        config = VARIANTS[variant]
-        return numpy_model.run(config, make_tensors(config), self.prompt)
+        return numpy_model.run(config_of(variant), tensors_of(variant), self.prompt)
 
     def _stored(self, variant: str, target: str, **options: Any) -> npt.NDArray[np.float32]:
         """Logits (T, vocab) of the torch modules on the weights as the bundle stores them."""

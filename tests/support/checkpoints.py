@@ -7,9 +7,11 @@ deviation of about 3, attention scores of about 1.7, and every residual branch w
 from __future__ import annotations
 
 import json
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
@@ -93,6 +95,43 @@ VARIANTS: dict[str, Config] = {
         "sparse_config": {**_SPARSE, "coarse_lse": 1},
     },
 }
+
+# Variants whose linear layers are ternary, by the group sizes that their tensors have in turn; 0 is the row.
+TERNARY: dict[str, tuple[int, ...]] = {
+    "ternary": (128,),
+    "ternary-row": (0,),
+    "ternary-256": (256,),
+    "ternary-64": (64,),
+    "ternary-mixed": (0, 256, 128, 64, 32),
+}
+_WIDE: Config = {**_MINICPM, "hidden_size": 256, "intermediate_size": 512, "dim_model_base": 96}
+
+
+def config_of(variant: str) -> Config:
+    return _WIDE if variant in TERNARY else VARIANTS[variant]
+
+
+def tensors_of(variant: str) -> Tensors:
+    """The weights of a variant; equal from call to call."""
+    tensors = make_tensors(config_of(variant))
+    if variant in TERNARY:
+        groups = cycle(TERNARY[variant])
+        for name in linear_names(tensors):
+            tensors[name] = fake_quantized(tensors[name], next(groups))
+    return tensors
+
+
+def linear_names(tensors: Tensors) -> list[str]:
+    """The matrices of the layers: what ternary models quantize."""
+    return [name for name, tensor in tensors.items() if ".layers." in name and tensor.ndim == 2]
+
+
+def fake_quantized(weight: npt.NDArray[np.float32], group: int) -> npt.NDArray[np.float32]:
+    """-s, 0 and s as training leaves them: s is the mean magnitude of a group (0: of a row), in bfloat16."""
+    groups = weight.reshape(len(weight), -1, group or weight.shape[1])
+    scale = np.abs(groups).mean(axis=2, keepdims=True).astype(ml_dtypes.bfloat16).astype(np.float32)
+    # The sign of a zero stays, as it does in a checkpoint.
+    return np.asarray(np.clip(np.rint(groups / scale), -1, 1) * scale).reshape(weight.shape)
 
 
 def head_size(config: Config) -> int:
