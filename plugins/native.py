@@ -5,10 +5,14 @@ CPM_EDGE_KERNELS names another library file, for sanitizer builds.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import enum
 import functools
 import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -103,6 +107,64 @@ def available_isas() -> list[Isa]:
     return [isa for isa in Isa if library().cpm_has_isa(int(isa))]
 
 
+class Handle:
+    """A native object with threads of its own, destroyed once: by close, garbage collection or at exit.
+
+    Threads do not survive a fork, so a forked child can neither use the object nor destroy it.
+
+    Args:
+        address: what the library's create function returned.
+        destroy: the library's function that joins the threads and frees the object.
+        name: what messages call it.
+    """
+
+    def __init__(self, address: int, destroy: Callable[[ctypes.c_void_p], None], name: str) -> None:
+        self._address = address
+        self._name = name
+        self._owner = os.getpid()
+        self._lock = threading.RLock()
+        self._destroy = weakref.finalize(self, _destroy, destroy, address, self._owner, self._lock)
+
+    @property
+    def is_open(self) -> bool:
+        return self._destroy.alive
+
+    @property
+    def address(self) -> int:
+        """The object's address.
+
+        Raises:
+            NativeError: the object is closed, or this process is a fork of the one that made it.
+        """
+        if os.getpid() != self._owner:
+            raise NativeError(
+                f"the {self._name} belongs to process {self._owner}, of which this one is a fork: "
+                "its threads stayed there"
+            )
+        if not self.is_open:
+            raise NativeError(f"the {self._name} is closed")
+        return self._address
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[ctypes.c_void_p]:
+        """Hold the object open: a close from another thread waits until the block ends."""
+        with self._lock:
+            yield ctypes.c_void_p(self.address)
+
+    def close(self) -> None:
+        """Destroy the object. Closing twice is harmless."""
+        self._destroy()
+
+
+def _destroy(
+    destroy: Callable[[ctypes.c_void_p], None], address: int, owner: int, lock: threading.RLock
+) -> None:
+    # In a fork, joining threads that do not exist would wait forever.
+    if os.getpid() == owner:
+        with lock:
+            destroy(ctypes.c_void_p(address))
+
+
 class ThreadPool:
     """Worker threads that native calls share; a context manager that joins them.
 
@@ -112,19 +174,15 @@ class ThreadPool:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._handle: int | None = library().cpm_pool_create(threads)
+        self._owned = Handle(library().cpm_pool_create(threads), library().cpm_pool_destroy, "thread pool")
 
     @property
     def handle(self) -> ctypes.c_void_p:
-        if self._handle is None:
-            raise NativeError("the thread pool is closed")
-        return ctypes.c_void_p(self._handle)
+        return ctypes.c_void_p(self._owned.address)
 
     def close(self) -> None:
-        """Stop and join the workers."""
-        if self._handle is not None:
-            library().cpm_pool_destroy(self._handle)
-            self._handle = None
+        """Stop and join the workers; no call may be using them."""
+        self._owned.close()
 
     def __enter__(self) -> ThreadPool:
         return self

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
-from cpm_edge.plugins.native import NativeError, check, library, pointer
+from cpm_edge.plugins.native import Handle, check, library, pointer
 
 Halves = npt.NDArray[np.float16]
 Floats = npt.NDArray[np.float32]
@@ -31,17 +33,21 @@ class NativeSession:
     """
 
     def __init__(self, threads: int, layers: int) -> None:
-        create = library().cpm_session_create
-        create.restype = ctypes.c_void_p
-        self._handle: int | None = create(ctypes.c_int32(threads), ctypes.c_int32(layers))
-        library().cpm_session_pool.restype = ctypes.c_void_p
+        kernels = library()
+        kernels.cpm_session_create.restype = ctypes.c_void_p
+        kernels.cpm_session_pool.restype = ctypes.c_void_p
+        kernels.cpm_session_destroy.restype = None
+        address = kernels.cpm_session_create(ctypes.c_int32(threads), ctypes.c_int32(layers))
+        self._handle = Handle(address, kernels.cpm_session_destroy, "native session")
 
     @property
     def address(self) -> int:
-        """What a graph's ``session`` input takes."""
-        if self._handle is None:
-            raise NativeError("the native session is closed")
-        return self._handle
+        """What a graph's ``session`` input takes.
+
+        Raises:
+            NativeError: the session is closed, or this process is a fork of the one that opened it.
+        """
+        return self._handle.address
 
     def set_cache(self, layer: int, key: Halves, value: Halves, pooled: Floats | None) -> None:
         """Let the ops of a layer use these buffers: keys and values (kv heads, capacity, head size)."""
@@ -53,18 +59,23 @@ class NativeSession:
         )
         check(status, "cpm_session_set_cache")
 
-    def begin_step(self) -> None:
-        """Keep the workers awake until ``end_step``."""
-        library().cpm_pool_begin_step(self._pool())
+    @contextlib.contextmanager
+    def step(self) -> Iterator[None]:
+        """A run of the graph: workers stay awake, and a close from another thread waits for the end.
 
-    def end_step(self) -> None:
-        library().cpm_pool_end_step(self._pool())
+        Raises:
+            NativeError: as ``address``.
+        """
+        with self._handle.in_use() as session:
+            pool = ctypes.c_void_p(library().cpm_session_pool(session))
+            library().cpm_pool_begin_step(pool)
+            try:
+                yield
+            finally:
+                # A signal handler may have closed the session meanwhile, in this very thread.
+                if self._handle.is_open:
+                    library().cpm_pool_end_step(pool)
 
     def close(self) -> None:
-        """Stop and join the workers."""
-        if self._handle is not None:
-            library().cpm_session_destroy(ctypes.c_void_p(self._handle))
-            self._handle = None
-
-    def _pool(self) -> ctypes.c_void_p:
-        return ctypes.c_void_p(library().cpm_session_pool(ctypes.c_void_p(self.address)))
+        """Stop and join the workers. Closing twice is harmless."""
+        self._handle.close()

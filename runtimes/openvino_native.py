@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MODEL = "openvino_native.xml"
 FIRST_CAPACITY = 1024
 PREFILL_CHUNK = 512
+_SPAWN = "Open the bundle in the process that uses it, and start processes with spawn instead of fork."
 
 
 def open_engine(
@@ -83,8 +84,20 @@ class OpenVinoNativeEngine(Engine):
         self.manifest = bundle.manifest
         self.threads = threads
         self.max_context = max_context or bundle.manifest.context.max_context
+        self._owner = os.getpid()
 
     def session(self) -> OpenVinoNativeSession:
+        """A new, empty session.
+
+        Raises:
+            BackendError: this process is a fork of the one that opened the bundle.
+        """
+        if os.getpid() != self._owner:
+            raise BackendError(
+                f"the bundle was opened by process {self._owner}, of which this one is a fork: "
+                "the engine's threads stayed there",
+                hint=_SPAWN,
+            )
         return OpenVinoNativeSession(self)
 
     def info(self) -> dict[str, Any]:
@@ -182,10 +195,11 @@ class OpenVinoNativeSession(Session):
         multiple = self._layout["multiple_of"]
         wanted = -(-min(max(2 * capacity, rows), self.max_context) // multiple) * multiple
         stride = self._layout["pooled_stride"]
-        self._keys = self._grown(self._keys, wanted, np.float16)
-        self._values = self._grown(self._values, wanted, np.float16)
-        if stride:
-            self._pooled = self._grown(self._pooled, wanted // stride, np.float32)
+        # All of them before any is replaced: the ops must never see buffers of two sizes.
+        keys = self._grown(self._keys, wanted, np.float16)
+        values = self._grown(self._values, wanted, np.float16)
+        pooled_keys = self._grown(self._pooled, wanted // stride, np.float32) if stride else []
+        self._keys, self._values, self._pooled = keys, values, pooled_keys
         for layer in range(self._layout["layers"]):
             pooled = self._pooled[layer] if stride else None
             self._native.set_cache(layer, self._keys[layer], self._values[layer], pooled)
@@ -205,7 +219,6 @@ class OpenVinoNativeSession(Session):
         return grown
 
     def _step(self, tokens: TokenArray, logits: Logits) -> FloatArray:
-        self._reserve(self.position + len(tokens))
         inputs = {
             "input_ids": tokens[None],
             "past_length": np.array([self.position], np.int64),
@@ -214,22 +227,24 @@ class OpenVinoNativeSession(Session):
         kind = "decode" if len(tokens) == 1 else "prefill"
         if kind == "prefill":
             inputs["logits_from"] = np.array([0 if logits == "all" else len(tokens) - 1], np.int64)
-        request = self._requests[kind]
-        self._native.begin_step()
         try:
-            request.infer(inputs, share_inputs=True)
+            with self._native.step():
+                self._reserve(self.position + len(tokens))
+                request = self._requests[kind]
+                request.infer(inputs, share_inputs=True)
+                rows: FloatArray = request.get_tensor("logits").data[0]
+                return rows if logits == "all" else rows.copy()
+        except NativeError as error:
+            self._check_open()  # closed by another thread
+            raise BackendError(str(error), hint=_SPAWN) from error
         except RuntimeError as error:
             raise BackendError(f"OpenVINO failed at position {self.position}: {error}") from error
-        finally:
-            self._native.end_step()
-        rows: FloatArray = request.get_tensor("logits").data[0]
-        return rows if logits == "all" else rows.copy()
 
     def _truncate(self, position: int) -> None:
         """Rows past the position are overwritten before they are read."""
 
     def _clone(self) -> OpenVinoNativeSession:
-        twin = OpenVinoNativeSession(self._engine)
+        twin = self._engine.session()
         twin._reserve(self._keys[0].shape[1])
         for mine, theirs in zip(self._buffers(), twin._buffers(), strict=True):
             for source, target in zip(mine, theirs, strict=True):
@@ -240,8 +255,11 @@ class OpenVinoNativeSession(Session):
         return self._keys, self._values, self._pooled
 
     def _close(self) -> None:
-        self._requests.clear()
+        # In this order: closing waits for a step in another thread, which uses all the others.
         self._native.close()
+        self._requests.clear()
+        for buffers in self._buffers():
+            buffers.clear()
 
 
 def pool_keys(

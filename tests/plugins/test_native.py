@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import gc
+import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,6 +79,52 @@ print("done")
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True
     )
     assert done.stdout == "done\n"
+
+
+def test_a_closed_pool_is_refused() -> None:
+    packed, x = panels(), np.ones((1, 128), np.float32)
+    pool = ThreadPool(3)
+    native.matmul(pool, SHAPE, packed, x)
+    pool.close()
+    pool.close()
+    with pytest.raises(NativeError, match="the thread pool is closed"):
+        native.matmul(pool, SHAPE, packed, x)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads in /proc")
+def test_a_forgotten_pool_joins_its_threads() -> None:
+    def threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    usual = threads()
+    pool = ThreadPool(4)
+    assert threads() == usual + 3
+    del pool
+    gc.collect()
+    assert threads() == usual
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_fork_can_neither_use_nor_hang_on_a_pool() -> None:
+    code = """
+import os, sys
+from cpm_edge.plugins.native import NativeError, ThreadPool
+pool = ThreadPool(4)
+child = os.fork()
+if child == 0:
+    try:
+        pool.handle
+    except NativeError as error:
+        assert "of which this one is a fork" in str(error)
+        pool.close()
+        sys.exit(7)
+    sys.exit(1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+assert pool.handle
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_missing_library_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

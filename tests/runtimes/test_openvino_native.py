@@ -12,15 +12,9 @@ from cpm_edge.plugins.matmul_nbits.reference import quantize_activations
 from cpm_edge.plugins.matmul_nbits.spec import BLOCK
 from cpm_edge.runtimes import openvino_native
 from cpm_edge.runtimes.errors import BackendError, ContextError
-from tests.support.bundles import Bundles
+from tests.support.bundles import NATIVE, Bundles
 from tests.support.checkpoints import TERNARY, prompt
 
-NATIVE: dict[str, Any] = {
-    "weight_format": "int4",
-    "group_size": 32,
-    "flavour": "native",
-    "activations": "int8",
-}
 VARIANTS = [
     "llama",
     "tied-mha",

@@ -27,6 +27,13 @@ from tests.support.checkpoints import config_of, prompt, tensors_of, write_check
 # Past 4 times dense_len (64) and past the budget of 5 blocks of 16; not a multiple of anything.
 PROMPT_LENGTH = 333
 TARGETS = ("ort", "aipc")
+# Options of an export that runs on our own kernels.
+NATIVE: dict[str, Any] = {
+    "weight_format": "int4",
+    "group_size": 32,
+    "flavour": "native",
+    "activations": "int8",
+}
 
 
 class Bundles:
