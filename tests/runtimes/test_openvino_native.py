@@ -23,7 +23,6 @@ VARIANTS = [
     "sparse",
     "sparse-exact",
     "sparse-group3",
-    *TERNARY,
 ]
 
 
@@ -41,23 +40,29 @@ def quantized_linear(x: torch.Tensor, weight: torch.Tensor, bias: Any = None) ->
 
 
 @torch.no_grad()
-def emulated(bundles: Bundles, variant: str, monkeypatch: pytest.MonkeyPatch) -> npt.NDArray[np.float32]:
-    """The eager modules with the kernels' roundings: stored weights, int8 activations, float16 caches."""
+def emulated(
+    bundles: Bundles, variant: str, ids: npt.NDArray[np.int64], monkeypatch: pytest.MonkeyPatch
+) -> npt.NDArray[np.float32]:
+    """The eager modules with the kernels' roundings: stored weights, int8 activations, float16 caches.
+
+    Returns:
+        Logits (B, T, vocab) of ids (B, T).
+    """
     with bundles.plan(variant, "aipc", **native_options(variant)) as (plan, weights):
         model = build_model(
             plan.architecture.model_class(), plan.config, plan.config.rope.table(plan.max_context)
         )
         load_weights(model, "", weights.dequantized, plan.config.tie_word_embeddings)
         config = plan.config
-    shape = (1, config.num_key_value_heads, len(bundles.prompt), config.head_dim)
+    shape = (len(ids), config.num_key_value_heads, ids.shape[1], config.head_dim)
     caches = [
         (torch.zeros(shape, dtype=torch.float16), torch.zeros(shape, dtype=torch.float16))
         for _ in range(config.num_hidden_layers)
     ]
     with monkeypatch.context() as patch:
         patch.setattr(torch.nn.functional, "linear", quantized_linear)
-        logits, _ = model(torch.tensor([list(bundles.prompt)]), torch.zeros(1, dtype=torch.int64), caches)
-    result: npt.NDArray[np.float32] = logits[0].numpy()
+        logits, _ = model(torch.from_numpy(ids), torch.zeros(len(ids), dtype=torch.int64), caches)
+    result: npt.NDArray[np.float32] = logits.numpy()
     return result
 
 
@@ -65,8 +70,8 @@ def emulated(bundles: Bundles, variant: str, monkeypatch: pytest.MonkeyPatch) ->
 def test_logits_are_those_of_the_modules_with_the_same_roundings(
     bundles: Bundles, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = emulated(bundles, variant, monkeypatch)
-    with bundles.engine(variant, "aipc", **native_options(variant)).session() as session:
+    (expected,) = emulated(bundles, variant, bundles.prompt[None], monkeypatch)
+    with bundles.engine(variant, "aipc", **NATIVE).session() as session:
         got = session.forward(bundles.prompt, logits="all")
     error = np.abs(got - expected).max(1) / expected.std()
     # A float on a rounding boundary may get the other int8 code, and every later row sees that in the cache:
@@ -75,6 +80,23 @@ def test_logits_are_those_of_the_modules_with_the_same_roundings(
     assert np.median(error) < 0.1, np.percentile(error, [10, 50, 90, 100])
     cosine = (got * expected).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(expected, axis=1)
     assert np.median(cosine) > 0.999
+
+
+@pytest.mark.parametrize("variant", TERNARY)
+def test_ternary_logits_are_those_of_the_modules_with_the_same_roundings(
+    bundles: Bundles, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many short prompts: these models are so wide that a code flips within the first rows of a long one."""
+    ids = bundles.prompt[:240].reshape(80, 3)
+    expected = emulated(bundles, variant, ids, monkeypatch)
+    with bundles.engine(variant, "aipc", **native_options(variant)).session() as session:
+        got = []
+        for short in ids:
+            session.reset()
+            got.append(session.forward(short, logits="all").copy())
+    error = np.abs(np.stack(got) - expected).max(axis=(1, 2)) / expected.std()
+    # Measured: 1e-6 in at least 80 % of the prompts, 0.03 after a flip.
+    assert np.percentile(error, 60) < 1e-4 and error.max() < 0.1, np.percentile(error, [10, 60, 90, 100])
 
 
 @pytest.mark.parametrize("variant", ["llama", "sparse", "ternary"])
