@@ -129,7 +129,7 @@ def pack_ternary(codes: Bytes) -> Bytes:
 def unpack_ternary(packed: Bytes) -> Bytes:
     """The inverse of pack_ternary: (rows, bytes) to (rows, 4 * bytes) codes 0..3."""
     places = np.arange(0, 8, 2, dtype=np.uint8)
-    return ((packed[:, :, None] >> places) & np.uint8(3)).reshape(len(packed), -1)
+    return ((packed[:, :, None] >> places) & np.uint8(3)).reshape(len(packed), 4 * packed.shape[1])
 
 
 def _half(scales: Floats) -> npt.NDArray[np.bool_]:

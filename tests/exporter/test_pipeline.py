@@ -14,7 +14,7 @@ from cpm_edge.runtimes.errors import ContextError
 from cpm_edge.runtimes.openvino import OpenVinoEngine
 from cpm_edge.runtimes.session import Session
 from tests.support.bundles import PROMPT_LENGTH, TARGETS, Bundles
-from tests.support.checkpoints import VARIANTS, make_tensors
+from tests.support.checkpoints import TERNARY, VARIANTS, make_tensors
 from tests.support.numpy_model import NumpyRun
 
 Record = Callable[[str, object], None]
@@ -121,6 +121,28 @@ def test_stored_weights_are_what_the_engine_computes_with(
     assert error.max() <= TOLERANCE
     # The weights differ from the checkpoint's, or this would not test the format.
     assert np.abs(expected - bundles.reference(variant).logits).max() > 1e-3
+
+
+@pytest.mark.parametrize("chunks", CHUNKINGS.values(), ids=CHUNKINGS)
+@for_targets
+@pytest.mark.parametrize("variant", TERNARY)
+def test_ternary_layers_compute_what_the_checkpoint_does(
+    bundles: Bundles, variant: str, target: str, chunks: list[int], record_property: Record
+) -> None:
+    """Nothing was rounded: with embedding and head as they are, the logits are those of the checkpoint."""
+    options = {"weight_format": "ternary", "embedding_format": "fp32", "head_format": "fp32"}
+    options |= {"kv_cache": "fp32"} if target == "aipc" else {}
+    with bundles.engine(variant, target, **options).session() as session:
+        check(feed(session, bundles.prompt, chunks), bundles.reference(variant), record_property)
+
+
+@for_targets
+def test_int8_activations_of_ternary_layers(bundles: Bundles, target: str) -> None:
+    options = {"weight_format": "ternary", "activations": "int8"}
+    expected = bundles.stored("ternary", target, **options)
+    with bundles.engine("ternary", target, **options).session() as session:
+        error = np.abs(session.forward(bundles.prompt, "all") - expected)
+    assert error.std() < 0.15
 
 
 @pytest.mark.parametrize(("embedding", "head"), [("fp16", "bf16"), ("int8", "fp32"), ("fp32", "int8")])

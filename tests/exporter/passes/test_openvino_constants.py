@@ -23,7 +23,8 @@ def weights(placeholders: set[str], data: dict[str, np.ndarray]) -> Any:
         for placeholder, array in data.items():
             yield placeholder, iter([array[:1], array[1:]])
 
-    inner = SimpleNamespace(names=lambda: ["w"], elements=lambda name: 6)
+    inner = SimpleNamespace(names=lambda: ["w"], elements=lambda name: 6, counted=[])
+    inner.count_bytes = lambda name, region: inner.counted.append((name, region.length))
     return SimpleNamespace(placeholders=placeholders, weights=inner, data=blocks)
 
 
@@ -39,8 +40,9 @@ def saved(tmp_path: Path) -> Path:
 
 def test_placeholders_become_constants(saved: Path) -> None:
     steps: list[int] = []
-    attach_constants(saved / "m.xml", saved / "m.bin", weights({"w"}, {"w": ROWS}), steps.append)
-    assert steps == [6]
+    stored = weights({"w"}, {"w": ROWS})
+    attach_constants(saved / "m.xml", saved / "m.bin", stored, steps.append)
+    assert steps == [6] and stored.weights.counted == [("w", 24)]
     compiled = ov.Core().compile_model(saved / "m.xml", "CPU")
     assert len(compiled.inputs) == 1
     x = np.full((2, 3), 10, np.float32)
