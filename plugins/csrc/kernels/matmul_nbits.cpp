@@ -7,8 +7,9 @@
 namespace cpm {
 namespace {
 
-constexpr std::int64_t kTileRows = 64;           // activation rows whose codes stay in the second-level cache
-constexpr std::int64_t kTaskBytes = 48 << 10;    // of weights: long enough to hide handing out the task
+constexpr std::int64_t kTileRows = 48;           // activation rows whose codes stay in the second-level cache
+static_assert(kTileRows % kMaxTileRows == 0, "a task of rows begins with a tile");
+constexpr std::int64_t kTaskBytes = 24 << 10;    // of weights: long enough to hide handing out the task
 constexpr std::int64_t kSerialQuantize = 4;      // rows below which waking the pool costs more than it saves
 
 std::uint8_t code_at(const NBitsShape& s, const std::uint8_t* codes, std::int64_t row, std::int64_t col, int flip) {
@@ -35,25 +36,27 @@ void pack_block(const NBitsShape& s, const std::uint8_t* codes, std::int64_t row
 struct Scratch {
     std::vector<std::int8_t> codes;
     std::vector<float> scales;
-    std::vector<std::int32_t> sums;
+    std::vector<std::int32_t> offsets;
 };
 
 Activations quantize_rows(ThreadPool& pool, const NBitsKernels& kernels, const NBitsShape& shape, const float* x,
                           std::int64_t m, Scratch& scratch) {
-    const std::int64_t cols = shape.padded_cols(), blocks = cols / kBlock;
-    scratch.codes.resize(std::size_t(m * cols));
+    const std::int64_t blocks = shape.padded_cols() / kBlock;
+    scratch.codes.resize(std::size_t(m * blocks * kBlock));
     scratch.scales.resize(std::size_t(m * blocks));
-    scratch.sums.resize(std::size_t(m * blocks));
-    auto row = [&](std::size_t i, int) {
-        kernels.quantize(x + std::int64_t(i) * shape.cols, shape.cols, scratch.codes.data() + std::int64_t(i) * cols,
-                         scratch.scales.data() + std::int64_t(i) * blocks,
-                         scratch.sums.data() + std::int64_t(i) * blocks);
+    scratch.offsets.resize(std::size_t(m * blocks));
+    auto row = [&](std::size_t task, int) {
+        const auto i = std::int64_t(task), first = i / kMaxTileRows * kMaxTileRows;
+        const std::int64_t at = first * blocks + i - first;
+        kernels.quantize(x + i * shape.cols, shape.cols, int(std::min<std::int64_t>(kMaxTileRows, m - first)),
+                         shape.offset_factor(), scratch.codes.data() + at * kBlock, scratch.scales.data() + at,
+                         scratch.offsets.data() + at);
     };
     if (m < kSerialQuantize)
         for (std::int64_t i = 0; i < m; ++i) row(std::size_t(i), 0);
     else
         pool.run(std::size_t(m), row);
-    return {scratch.codes.data(), scratch.scales.data(), scratch.sums.data(), cols, blocks};
+    return {scratch.codes.data(), scratch.scales.data(), scratch.offsets.data(), blocks};
 }
 
 const NBitsKernels::PanelDot* panel_dots(const NBitsKernels& kernels, const NBitsShape& shape) {
@@ -115,6 +118,10 @@ void matmul_nbits(ThreadPool& pool, Isa isa, const NBitsWeight& weight, const NB
     const std::int64_t chunks = (shape.panels() + per_task - 1) / per_task;
     const std::int64_t row_tiles = (m + kTileRows - 1) / kTileRows;
 
+    if (row_tiles == 1) {
+        const auto bytes = std::size_t(shape.bytes());
+        pool.announce({{{weight.panels, bytes}, {up ? up->panels : nullptr, up ? bytes : 0}}});
+    }
     pool.run(std::size_t(chunks * row_tiles), [&](std::size_t task, int) {
         // Neighbouring tasks share the activation rows and walk through the weights.
         const std::int64_t tile = std::int64_t(task) / chunks, chunk = std::int64_t(task) % chunks;
@@ -127,9 +134,9 @@ void matmul_nbits(ThreadPool& pool, Isa isa, const NBitsWeight& weight, const NB
             for (std::int64_t row = tile * kTileRows; row < last_row;) {
                 const int rows = int(std::min<std::int64_t>(kMaxTileRows, last_row - row));
                 const std::int64_t offset = panel * shape.panel_bytes();
-                dots[rows - 1](shape, weight.panels + offset, acts, row, out);
+                dots[rows - 1](shape, weight.panels + offset, acts.from(row), out);
                 if (epilogue.kind == Epilogue::Kind::silu_mul) {
-                    dots[rows - 1](shape, up->panels + offset, acts, row, up_out);
+                    dots[rows - 1](shape, up->panels + offset, acts.from(row), up_out);
                     kernels.silu_mul(out, up_out, std::int64_t(rows) * kPanelRows);
                 }
                 for (int r = 0; r < rows; ++r, ++row) {

@@ -19,7 +19,7 @@ namespace cpm {
 
 constexpr int kPanelRows = 8;
 constexpr int kBlock = 32;      // columns that share an activation scale
-constexpr int kMaxTileRows = 4;  // activation rows that one call of a panel kernel takes
+constexpr int kMaxTileRows = 6;  // activation rows that one call of a panel kernel takes
 
 // Activations below this count as zero: 127 / peak must stay a finite float.
 constexpr float kSmallestPeak = 1.0f / (std::uint64_t(1) << 60) / (std::uint64_t(1) << 60);
@@ -40,14 +40,23 @@ struct NBitsShape {
     std::int64_t panel_bytes() const { return groups() * group_bytes(); }
     std::int64_t bytes() const { return panels() * panel_bytes(); }
     int zero() const { return bits == 4 ? 8 : bits == 2 ? 1 : 128; }
+    // What the kernels still have to subtract from a dot product, in sums of activation codes: nothing from codes of
+    // 8 bits, which they make signed first; stored zero points are multiplied group by group.
+    int offset_factor() const { return bits == 8 ? 0 : symmetric ? zero() : 1; }
 };
 
-// Activation rows in int8: scale = max |x| / 127 of each block.
+// Activation rows in int8: scale = max |x| / 127 of each block. Rows lie in tiles of up to kMaxTileRows, block by
+// block: of each block the codes of every row of the tile, so that a kernel reads one stream.
 struct Activations {
-    const std::int8_t* codes;   // (rows, padded_cols)
-    const float* scales;        // (rows, padded_cols / 32)
-    const std::int32_t* sums;   // (rows, padded_cols / 32), of the codes
-    std::int64_t cols, blocks;  // padded_cols and padded_cols / 32
+    const std::int8_t* codes;     // a tile: (blocks, rows of the tile, 32)
+    const float* scales;          // a tile: (blocks, rows of the tile)
+    const std::int32_t* offsets;  // likewise: the sums of the codes, times the zero code of symmetric weights
+    std::int64_t blocks;          // of a row
+
+    // The same from a row on that begins a tile.
+    Activations from(std::int64_t row) const {
+        return {codes + row * blocks * kBlock, scales + row * blocks, offsets + row * blocks, blocks};
+    }
 };
 
 // What happens to a row of results.
@@ -77,12 +86,13 @@ void matmul_nbits(ThreadPool& pool, Isa isa, const NBitsWeight& weight, const NB
 
 // The functions that exist once per instruction set.
 struct NBitsKernels {
-    // out (tile, 8): one panel times `tile` activation rows starting at row m; indexed by tile - 1.
-    using PanelDot = void (*)(const NBitsShape&, const std::uint8_t* panel, const Activations&, std::int64_t m,
-                              float* out);
+    // out (tile, 8): one panel times a tile of activation rows; indexed by rows - 1.
+    using PanelDot = void (*)(const NBitsShape&, const std::uint8_t* panel, const Activations& tile, float* out);
     PanelDot dot4[kMaxTileRows], dot4_zeros[kMaxTileRows], dot2[kMaxTileRows], dot8[kMaxTileRows];
-    // One row of x (cols) to codes (padded_cols), scales and sums (blocks).
-    void (*quantize)(const float* x, std::int64_t cols, std::int8_t* codes, float* scales, std::int32_t* sums);
+    // One row of x (cols), filled up to whole blocks. Neighbouring blocks are `rows` apart in the tile; offsets are
+    // the sums of the codes times `zero`.
+    void (*quantize)(const float* x, std::int64_t cols, int rows, int zero, std::int8_t* codes, float* scales,
+                     std::int32_t* offsets);
     // out = silu(gate) * up over n values; in place on gate.
     void (*silu_mul)(float* gate, const float* up, std::int64_t n);
 };

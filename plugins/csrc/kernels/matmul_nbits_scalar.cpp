@@ -19,8 +19,7 @@ int code_of(const std::uint8_t* block, int row, int col) {
 }
 
 template <int Bits, bool Zeros, int Tile>
-void panel_dot(const NBitsShape& shape, const std::uint8_t* panel, const Activations& acts, std::int64_t m,
-               float* out) {
+void panel_dot(const NBitsShape& shape, const std::uint8_t* panel, const Activations& tile, float* out) {
     const std::int64_t blocks = shape.group_cols() / kBlock;
     for (int i = 0; i < Tile * kPanelRows; ++i) out[i] = 0.0f;
     std::int64_t block = 0;
@@ -33,16 +32,16 @@ void panel_dot(const NBitsShape& shape, const std::uint8_t* panel, const Activat
                 float sum = 0.0f;
                 for (std::int64_t b = 0; b < blocks; ++b) {
                     const std::uint8_t* codes = panel + b * kPanelRows * kBlock * Bits / 8;
-                    const std::int8_t* x = acts.codes + (m + t) * acts.cols + (block + b) * kBlock;
-                    const std::int64_t at = (m + t) * acts.blocks + block + b;
+                    const std::int64_t at = (block + b) * Tile + t;
+                    const std::int8_t* x = tile.codes + at * kBlock;
                     std::int32_t dot = 0;
-                    for (int k = 0; k < kBlock; ++k) dot += code_of<Bits>(codes, r, k) * x[k];
+                    for (int k = 0; k < kBlock; ++k) dot += (code_of<Bits>(codes, r, k) - (Bits == 8 ? 128 : 0)) * x[k];
                     float value;
                     if (Zeros)
-                        value = std::fma(-float(zeros[r]), float(acts.sums[at]), float(dot));
+                        value = std::fma(-float(zeros[r]), float(tile.offsets[at]), float(dot));
                     else
-                        value = float(dot - shape.zero() * acts.sums[at]);
-                    sum = std::fma(value, acts.scales[at], sum);
+                        value = float(dot - tile.offsets[at]);
+                    sum = std::fma(value, tile.scales[at], sum);
                 }
                 std::uint16_t half;
                 std::memcpy(&half, scales + 2 * r, 2);
@@ -53,8 +52,9 @@ void panel_dot(const NBitsShape& shape, const std::uint8_t* panel, const Activat
     }
 }
 
-void quantize(const float* x, std::int64_t cols, std::int8_t* codes, float* scales, std::int32_t* sums) {
-    for (std::int64_t start = 0, block = 0; start < cols; start += kBlock, ++block) {
+void quantize(const float* x, std::int64_t cols, int rows, int zero, std::int8_t* codes, float* scales,
+              std::int32_t* offsets) {
+    for (std::int64_t start = 0; start < cols; start += kBlock) {
         const std::int64_t count = std::min<std::int64_t>(kBlock, cols - start);
         float peak = 0.0f;
         for (std::int64_t i = 0; i < count; ++i) peak = std::max(peak, std::fabs(x[start + i]));
@@ -62,11 +62,14 @@ void quantize(const float* x, std::int64_t cols, std::int8_t* codes, float* scal
         std::int32_t sum = 0;
         for (std::int64_t i = 0; i < kBlock; ++i) {
             const float value = i < count ? std::nearbyint(x[start + i] * inverse) : 0.0f;
-            codes[start + i] = std::int8_t(value);
+            codes[i] = std::int8_t(value);
             sum += std::int32_t(value);
         }
-        scales[block] = peak / 127.0f;
-        sums[block] = sum;
+        *scales = peak / 127.0f;
+        *offsets = zero * sum;
+        codes += rows * kBlock;
+        scales += rows;
+        offsets += rows;
     }
 }
 
@@ -76,8 +79,11 @@ void silu_mul(float* gate, const float* up, std::int64_t n) {
 
 }  // namespace
 
-#define CPM_TILES(Bits, Zeros) \
-    { panel_dot<Bits, Zeros, 1>, panel_dot<Bits, Zeros, 2>, panel_dot<Bits, Zeros, 3>, panel_dot<Bits, Zeros, 4> }
+#define CPM_TILES(Bits, Zeros)                                                                            \
+    {                                                                                                     \
+        panel_dot<Bits, Zeros, 1>, panel_dot<Bits, Zeros, 2>, panel_dot<Bits, Zeros, 3>,                  \
+        panel_dot<Bits, Zeros, 4>, panel_dot<Bits, Zeros, 5>, panel_dot<Bits, Zeros, 6>                   \
+    }
 
 const NBitsKernels kNBitsScalar = {CPM_TILES(4, false), CPM_TILES(4, true), CPM_TILES(2, false),
                                    CPM_TILES(8, false), quantize,           silu_mul};

@@ -16,8 +16,11 @@
 // Without it GCC keeps small arrays of vectors in memory.
 #if defined(__GNUC__)
 #define CPM_UNROLL _Pragma("GCC unroll 16")
+// Pins a running sum to its place: GCC would gather the products of many steps first, and spill them.
+#define CPM_PIN(vector) asm("" : "+x"(vector))
 #else
 #define CPM_UNROLL
+#define CPM_PIN(vector)
 #endif
 
 namespace cpm {
@@ -39,9 +42,9 @@ inline void prefetch(const std::uint8_t* p) {
     for (int i = 0; i < Bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(p + i), _MM_HINT_T0);
 }
 
-// The integer dot products of one block of 32 columns with Tile activation rows: int32 lanes, one a row.
+// The integer dot products of one block of 32 columns with the Tile rows of x (Tile, 32): int32 lanes, one a row.
 template <int Bits, int Tile>
-inline void block_dot(const std::uint8_t* codes, const std::int8_t* const* x, __m256i* out) {
+inline void block_dot(const std::uint8_t* codes, const std::int8_t* x, __m256i* out) {
     if constexpr (Bits == 8) {
         // |w| times sign(w) x: products of two bytes would overflow the 16 bits of unsigned times signed.
         for (int t = 0; t < Tile; ++t) out[t] = _mm256_setzero_si256();
@@ -51,8 +54,9 @@ inline void block_dot(const std::uint8_t* codes, const std::int8_t* const* x, __
             const __m256i w = _mm256_xor_si256(load(codes + 32 * v), offset), magnitude = _mm256_abs_epi8(w);
             CPM_UNROLL
             for (int t = 0; t < Tile; ++t) {
-                const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(four(x[t] + 4 * v), w));
-                out[t] = _mm256_add_epi32(out[t], _mm256_madd_epi16(pairs, ones));
+                const __m256i signed_x = _mm256_sign_epi8(four(x + t * kBlock + 4 * v), w);
+                out[t] = _mm256_add_epi32(out[t], _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, signed_x), ones));
+                if constexpr (Tile > 1) CPM_PIN(out[t]);
             }
         }
     } else {
@@ -67,30 +71,26 @@ inline void block_dot(const std::uint8_t* codes, const std::int8_t* const* x, __
             for (int s = 0; s < steps; ++s) {
                 const __m256i w = _mm256_and_si256(s ? _mm256_srli_epi16(packed, Bits * s) : packed, mask);
                 CPM_UNROLL
-                for (int t = 0; t < Tile; ++t) sums[t] = Dot::add(sums[t], w, four(x[t] + 4 * (v * steps + s)));
+                for (int t = 0; t < Tile; ++t) {
+                    sums[t] = Dot::add(sums[t], w, four(x + t * kBlock + 4 * (v * steps + s)));
+                    if constexpr (Tile > 1) CPM_PIN(sums[t]);
+                }
             }
         }
         for (int t = 0; t < Tile; ++t) out[t] = Dot::lanes(sums[t]);
     }
 }
 
-template <int Bits, bool Zeros, int Tile>
-void panel_dot(const NBitsShape& shape, const std::uint8_t* panel, const Activations& acts, std::int64_t m,
-               float* out) {
-    const std::int64_t blocks = shape.group_cols() / kBlock, groups = shape.groups();
+// Single: a group is one block, and its sum needs no register of its own.
+template <int Bits, bool Zeros, int Tile, bool Single>
+inline void panel_dot(const NBitsShape& shape, const std::uint8_t* panel, const Activations& tile, float* out) {
+    const std::int64_t blocks = Single ? 1 : shape.group_cols() / kBlock, groups = shape.groups();
     constexpr int block_bytes = kPanelRows * kBlock * Bits / 8;
-    // Codes of 8 bits are made signed before they are multiplied: nothing is left to subtract.
-    constexpr int zero = Bits == 4 ? 8 : Bits == 2 ? 1 : 0;
+    const std::int8_t* x = tile.codes;
+    const float* x_scales = tile.scales;
+    const std::int32_t* offsets = tile.offsets;
     __m256 total[Tile];
-    const std::int8_t* x[Tile];
-    const float* x_scales[Tile];
-    const std::int32_t* x_sums[Tile];
-    for (int t = 0; t < Tile; ++t) {
-        total[t] = _mm256_setzero_ps();
-        x[t] = acts.codes + (m + t) * acts.cols;
-        x_scales[t] = acts.scales + (m + t) * acts.blocks;
-        x_sums[t] = acts.sums + (m + t) * acts.blocks;
-    }
+    for (int t = 0; t < Tile; ++t) total[t] = _mm256_setzero_ps();
     for (std::int64_t g = 0; g < groups; ++g) {
         const __m256 scales = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(panel)));
         panel += 2 * kPanelRows;
@@ -101,27 +101,43 @@ void panel_dot(const NBitsShape& shape, const std::uint8_t* panel, const Activat
             panel += kPanelRows;
         }
         __m256 sum[Tile];
-        for (int t = 0; t < Tile; ++t) sum[t] = _mm256_setzero_ps();
+        if constexpr (!Single)
+            for (int t = 0; t < Tile; ++t) sum[t] = _mm256_setzero_ps();
         for (std::int64_t b = 0; b < blocks; ++b, panel += block_bytes) {
+            // A larger tile finds the panel in the cache.
+            if constexpr (Tile == 1) prefetch<block_bytes>(panel + kAhead);
             __m256i dot[Tile];
-            prefetch<block_bytes>(panel + kAhead);
             block_dot<Bits, Tile>(panel, x, dot);
             CPM_UNROLL
             for (int t = 0; t < Tile; ++t) {
+                const __m256i offset = _mm256_set1_epi32(offsets[t]);
                 __m256 value;
                 if constexpr (Zeros)
-                    value = _mm256_fmadd_ps(minus_zeros, _mm256_set1_ps(float(*x_sums[t])), _mm256_cvtepi32_ps(dot[t]));
+                    value = _mm256_fmadd_ps(minus_zeros, _mm256_cvtepi32_ps(offset), _mm256_cvtepi32_ps(dot[t]));
                 else
-                    value = _mm256_cvtepi32_ps(_mm256_sub_epi32(dot[t], _mm256_set1_epi32(zero * *x_sums[t])));
-                sum[t] = _mm256_fmadd_ps(value, _mm256_broadcast_ss(x_scales[t]), sum[t]);
-                x[t] += kBlock;
-                ++x_scales[t];
-                ++x_sums[t];
+                    value = _mm256_cvtepi32_ps(Bits == 8 ? dot[t] : _mm256_sub_epi32(dot[t], offset));
+                const __m256 x_scale = _mm256_broadcast_ss(x_scales + t);
+                if constexpr (Single)
+                    total[t] = _mm256_fmadd_ps(_mm256_mul_ps(value, x_scale), scales, total[t]);
+                else
+                    sum[t] = _mm256_fmadd_ps(value, x_scale, sum[t]);
             }
+            x += Tile * kBlock;
+            x_scales += Tile;
+            offsets += Tile;
         }
-        for (int t = 0; t < Tile; ++t) total[t] = _mm256_fmadd_ps(sum[t], scales, total[t]);
+        if constexpr (!Single)
+            for (int t = 0; t < Tile; ++t) total[t] = _mm256_fmadd_ps(sum[t], scales, total[t]);
     }
     for (int t = 0; t < Tile; ++t) _mm256_storeu_ps(out + t * kPanelRows, total[t]);
+}
+
+template <int Bits, bool Zeros, int Tile>
+void panel_dot(const NBitsShape& shape, const std::uint8_t* panel, const Activations& tile, float* out) {
+    if (shape.group_cols() == kBlock)
+        panel_dot<Bits, Zeros, Tile, true>(shape, panel, tile, out);
+    else
+        panel_dot<Bits, Zeros, Tile, false>(shape, panel, tile, out);
 }
 
 inline float largest(__m256 v) {
@@ -153,14 +169,20 @@ inline void quantize_block(const float* x, std::int8_t* codes, float* scale, std
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes), _mm256_permutevar8x32_epi32(bytes, order));
 }
 
-inline void quantize(const float* x, std::int64_t cols, std::int8_t* codes, float* scales, std::int32_t* sums) {
-    std::int64_t start = 0, block = 0;
-    for (; start + kBlock <= cols; start += kBlock, ++block)
-        quantize_block(x + start, codes + start, scales + block, sums + block);
-    if (start < cols) {
+inline void quantize(const float* x, std::int64_t cols, int rows, int zero, std::int8_t* codes, float* scales,
+                     std::int32_t* offsets) {
+    for (std::int64_t start = 0; start < cols; start += kBlock) {
         float rest[kBlock] = {};
-        std::memcpy(rest, x + start, std::size_t(cols - start) * sizeof(float));
-        quantize_block(rest, codes + start, scales + block, sums + block);
+        const float* block = x + start;
+        if (cols - start < kBlock) {
+            std::memcpy(rest, block, std::size_t(cols - start) * sizeof(float));
+            block = rest;
+        }
+        quantize_block(block, codes, scales, offsets);
+        *offsets *= zero;
+        codes += rows * kBlock;
+        scales += rows;
+        offsets += rows;
     }
 }
 
@@ -191,8 +213,11 @@ inline void silu_mul(float* gate, const float* up, std::int64_t n) {
 }  // namespace
 }  // namespace cpm
 
-#define CPM_TILES(Bits, Zeros) \
-    { panel_dot<Bits, Zeros, 1>, panel_dot<Bits, Zeros, 2>, panel_dot<Bits, Zeros, 3>, panel_dot<Bits, Zeros, 4> }
+#define CPM_TILES(Bits, Zeros)                                                                            \
+    {                                                                                                     \
+        panel_dot<Bits, Zeros, 1>, panel_dot<Bits, Zeros, 2>, panel_dot<Bits, Zeros, 3>,                  \
+        panel_dot<Bits, Zeros, 4>, panel_dot<Bits, Zeros, 5>, panel_dot<Bits, Zeros, 6>                   \
+    }
 
 #define CPM_NBITS_KERNELS \
     { CPM_TILES(4, false), CPM_TILES(4, true), CPM_TILES(2, false), CPM_TILES(8, false), quantize, silu_mul }

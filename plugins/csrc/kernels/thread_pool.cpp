@@ -13,6 +13,19 @@ namespace {
 // After a step, workers watch this long for the next one before they sleep: a wake-up costs about 20 us.
 constexpr auto kLinger = std::chrono::microseconds(200);
 constexpr int kSpinsBetweenYields = 2000;
+constexpr std::uint64_t kFirst = 0xffffffff;  // the half of a share's word that holds its first task
+
+constexpr std::size_t kLine = 64;
+constexpr std::size_t kFetchBytes = 256 << 10;  // half of a small second-level cache
+constexpr std::size_t kMostFollowers = 1 << 14;         // more than the matrices of any model
+
+void prefetch(const std::uint8_t* address) {
+#if defined(CPM_X86)
+    _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T1);
+#else
+    (void)address;
+#endif
+}
 
 void pause() {
 #if defined(CPM_X86)
@@ -24,7 +37,30 @@ void pause() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
+bool ThreadPool::Share::take_first(std::size_t& task) {
+    std::uint64_t now = range.load(std::memory_order_relaxed);
+    do {
+        task = std::size_t(now & kFirst);
+        if (task >= now >> 32) return false;
+    } while (!range.compare_exchange_weak(now, now + 1, std::memory_order_relaxed));
+    return true;
+}
+
+bool ThreadPool::Share::take_last(std::size_t& task) {
+    std::uint64_t now = range.load(std::memory_order_relaxed);
+    do {
+        task = std::size_t(now >> 32);
+        if ((now & kFirst) >= task--) return false;
+    } while (!range.compare_exchange_weak(now, now - (std::uint64_t(1) << 32), std::memory_order_relaxed));
+    return true;
+}
+
+std::uint64_t ThreadPool::Share::left() const {
+    const std::uint64_t now = range.load(std::memory_order_relaxed), first = now & kFirst, last = now >> 32;
+    return first < last ? last - first : 0;
+}
+
+ThreadPool::ThreadPool(int threads) : shares_(std::size_t(std::max(threads, 1))) {
     for (int i = 1; i < std::max(threads, 1); ++i) workers_.emplace_back([this, i] { work(i); });
 }
 
@@ -52,9 +88,10 @@ void ThreadPool::run(std::size_t tasks, const std::function<void(std::size_t, in
         return;
     }
     std::lock_guard<std::mutex> only(regions_);
-    tasks_ = tasks;
     body_ = &body;
-    next_.store(0, std::memory_order_relaxed);
+    const std::size_t threads = shares_.size();
+    for (std::size_t i = 0; i < threads; ++i)
+        shares_[i].range.store(Share::pack(tasks * i / threads, tasks * (i + 1) / threads), std::memory_order_relaxed);
     running_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
     {
         // Under the mutex a worker either sees the new region or is already waiting for the signal.
@@ -70,21 +107,68 @@ void ThreadPool::run(std::size_t tasks, const std::function<void(std::size_t, in
 }
 
 void ThreadPool::take_tasks(int thread) {
-    for (std::size_t task; (task = next_.fetch_add(1, std::memory_order_relaxed)) < tasks_;) (*body_)(task, thread);
+    std::size_t task = 0;
+    while (shares_[std::size_t(thread)].take_first(task)) (*body_)(task, thread);
+    while (Share* share = fullest())
+        if (share->take_last(task)) (*body_)(task, thread);
 }
 
-bool ThreadPool::wait_for_region(unsigned seen) {
+ThreadPool::Share* ThreadPool::fullest() {
+    Share* found = nullptr;
+    std::uint64_t most = 0;
+    for (Share& share : shares_)
+        if (const std::uint64_t left = share.left(); left > most) {
+            most = left;
+            found = &share;
+        }
+    return found;
+}
+
+void ThreadPool::announce(const Spans& spans) {
+    if (workers_.empty()) return;
+    std::lock_guard<std::mutex> only(regions_);
+    if (followers_.size() > kMostFollowers) followers_.clear();
+    followers_[current_[0].data] = spans;
+    current_ = spans;
+    const auto found = followers_.find(spans[0].data);
+    expected_ = found == followers_.end() ? Spans{} : found->second;
+}
+
+ThreadPool::Fetch ThreadPool::fetch(int thread) const {
+    Fetch result;
+    for (std::size_t i = 0; i < kSpans; ++i) {
+        const std::size_t part = expected_[i].bytes / shares_.size();
+        result.left[i] = {expected_[i].data + part * std::size_t(thread), std::min(part, kFetchBytes / kSpans)};
+    }
+    return result;
+}
+
+bool ThreadPool::Fetch::next() {
+    for (Span& span : left) {
+        if (span.bytes < kLine) continue;
+        prefetch(span.data);
+        span.data += kLine;
+        span.bytes -= kLine;
+        return true;
+    }
+    return false;
+}
+
+bool ThreadPool::wait_for_region(unsigned seen, Fetch fetch) {
     auto deadline = std::chrono::steady_clock::now() + kLinger;
     for (int spins = 0;; ++spins) {
         if (region_.load(std::memory_order_acquire) != seen) return true;
         if (stop_.load(std::memory_order_relaxed)) return false;
-        pause();
+        if (!fetch.next()) pause();
         if (spins % kSpinsBetweenYields != kSpinsBetweenYields - 1) continue;
         std::this_thread::yield();
         const auto now = std::chrono::steady_clock::now();
         if (steps_.load(std::memory_order_relaxed) > 0) deadline = now + kLinger;
-        if (now > deadline) break;
+        if (now > deadline) return sleep(seen);
     }
+}
+
+bool ThreadPool::sleep(unsigned seen) {
     std::unique_lock<std::mutex> lock(mutex_);
     wake_.wait(lock, [&] {
         return stop_ || region_.load(std::memory_order_acquire) != seen || steps_.load() > 0;
@@ -94,11 +178,13 @@ bool ThreadPool::wait_for_region(unsigned seen) {
 
 void ThreadPool::work(int thread) {
     unsigned seen = 0;
-    while (wait_for_region(seen)) {
+    Fetch ahead;
+    while (wait_for_region(seen, ahead)) {
         const unsigned now = region_.load(std::memory_order_acquire);
         if (now == seen) continue;
         seen = now;
         take_tasks(thread);
+        ahead = fetch(thread);
         running_.fetch_sub(1, std::memory_order_release);
     }
 }
