@@ -22,12 +22,9 @@ def choose_format(asked: str, checkpoint: Checkpoint) -> WeightFormat:
         return WeightFormat.TERNARY if looks_ternary(checkpoint) else WeightFormat.INT4
     chosen = WeightFormat(asked)
     if chosen in (WeightFormat.INT4, WeightFormat.INT8) and looks_ternary(checkpoint):
-        kept = (
-            "exactly, but for scales that float16 does not hold" if chosen is WeightFormat.INT4 else "rounded"
-        )
         warnings.warn(
-            f"the linear layers of {checkpoint.name} are ternary: {asked} stores them {kept}, "
-            f"in {chosen.bits} bits; --weight-format auto takes 2",
+            f"the linear layers of {checkpoint.name} are ternary and {asked} quantizes them again; "
+            "--weight-format auto keeps them as they are, in 2 bits",
             ExportWarning,
             stacklevel=2,
         )

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from cpm_edge.quant.errors import QuantError
 from cpm_edge.quant.formats import Quantized, Scheme, WeightFormat
-from cpm_edge.quant.scales import Floats, extremes, grouped, half_scales, to_codes
+from cpm_edge.quant.scales import Floats, extremes, grouped, half_exact, half_scales, to_codes
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -20,7 +20,8 @@ def quantize_int4(weight: Floats, group_size: int, symmetric: bool) -> Quantized
 
     Symmetric: scale = -w/8 where w is the weight of largest magnitude with its sign, so w gets code 0
     exactly and only a weight of the opposite sign above 7/8 of it is cut off (by at most one step). On
-    magnitudes that tie, the negative one counts. Asymmetric: the range from the smallest to the largest
+    magnitudes that tie, the negative one counts. A group of -s, 0 and s alone is kept exactly, with scale s
+    and codes 7, 8 and 9, where float16 holds s. Asymmetric: the range from the smallest to the largest
     weight, stretched to include 0, in 15 steps. Scales are rounded to float16 before the codes are
     chosen; see half_scales for very small ones.
 
@@ -39,12 +40,24 @@ def quantize_int4(weight: Floats, group_size: int, symmetric: bool) -> Quantized
     if symmetric:
         peak = np.where(high > -low, high, low)
         scales = half_scales(peak * np.float32(-0.125), occupied)
+        ternary = _ternary_groups(groups, low, high)
+        scales[ternary] = high[ternary]
         return Quantized(to_codes(groups, scales, ZERO, (0, 15)), scales, None, scheme)
     low, high = np.minimum(low, 0), np.maximum(high, 0)
     # Dividing first keeps a range of two float32 extremes from overflowing before it can be named.
     scales = half_scales(high / np.float32(15) - low / np.float32(15), occupied)
     zeros = np.clip(np.rint(-low / scales), 0, 15).astype(np.uint8)
     return Quantized(to_codes(groups, scales, zeros, (0, 15)), scales, zeros, scheme)
+
+
+def _ternary_groups(groups: Floats, low: Floats, high: Floats) -> npt.NDArray[np.bool_]:
+    """Which groups (rows, groups) hold -s, 0 and s alone, for an s above 0 that float16 holds exactly."""
+    # Two extremes of one magnitude are rare in other weights, so little is looked at.
+    found = (low == -high) & half_exact(high) & (high > 0)
+    rows, columns = np.nonzero(found)
+    magnitudes = np.abs(groups[rows, columns])
+    found[rows, columns] = ((magnitudes == 0) | (magnitudes == high[rows, columns, None])).all(axis=1)
+    return found
 
 
 def pack_int4(codes: Bytes) -> Bytes:

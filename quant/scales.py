@@ -79,6 +79,13 @@ def half_scales(raw: Floats, occupied: npt.NDArray[np.bool_]) -> Floats:
     return np.where(occupied, scales, ZERO_GROUP_SCALE)
 
 
+def half_exact(scales: Floats) -> npt.NDArray[np.bool_]:
+    """Which values float16 holds exactly; same shape."""
+    with np.errstate(over="ignore", under="ignore"):
+        exact: npt.NDArray[np.bool_] = scales.astype(np.float16) == scales
+    return exact
+
+
 def to_codes(
     groups: Floats,
     scales: Floats,

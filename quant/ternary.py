@@ -15,7 +15,7 @@ from cpm_edge.quant.errors import QuantError
 from cpm_edge.quant.floats import refuse_non_finite
 from cpm_edge.quant.formats import Quantized, Scheme, WeightFormat
 from cpm_edge.quant.int4 import Bytes
-from cpm_edge.quant.scales import ZERO_GROUP_SCALE, Floats, grouped
+from cpm_edge.quant.scales import ZERO_GROUP_SCALE, Floats, grouped, half_exact
 
 Bits = npt.NDArray[np.uint32]
 
@@ -65,7 +65,7 @@ def find_ternary(weight: Floats) -> TernaryGroups:
         raise QuantError(_UNFILLED.format(weight.shape[1]))
     widths = candidates(weight.shape[1])
     peaks = _magnitudes(grouped(weight, widths[-1]))
-    half = bool(_half(peaks.view(np.float32)).all())
+    half = bool(half_exact(peaks.view(np.float32)).all())
     for width in widths:
         if _agree(peaks.reshape(len(peaks), -1, width // widths[-1])):
             return TernaryGroups(width, half)
@@ -100,7 +100,7 @@ def quantize_ternary(weight: Floats, group_size: int | None = None, wide_scales:
     width = group_size if group_size is not None else int(weight.shape[-1])
     scheme = Scheme(WeightFormat.TERNARY, group_size, wide_scales=wide_scales)
     peaks = _magnitudes(grouped(weight, width)).view(np.float32)
-    if not wide_scales and not (half := _half(peaks)).all():
+    if not wide_scales and not (half := half_exact(peaks)).all():
         row, group = (int(index) for index in np.argwhere(~half)[0])
         raise QuantError(f"has the scale {peaks[row, group]:.9g}, which float16 does not hold", row=row)
     codes = (weight > 0).view(np.uint8) + np.uint8(ZERO)
@@ -130,13 +130,6 @@ def unpack_ternary(packed: Bytes) -> Bytes:
     """The inverse of pack_ternary: (rows, bytes) to (rows, 4 * bytes) codes 0..3."""
     places = np.arange(0, 8, 2, dtype=np.uint8)
     return ((packed[:, :, None] >> places) & np.uint8(3)).reshape(len(packed), 4 * packed.shape[1])
-
-
-def _half(scales: Floats) -> npt.NDArray[np.bool_]:
-    """Which values survive float16 and back."""
-    with np.errstate(over="ignore", under="ignore"):
-        held: npt.NDArray[np.bool_] = scales.astype(np.float16) == scales
-    return held
 
 
 def _magnitudes(groups: Floats) -> Bits:

@@ -19,19 +19,24 @@ from cpm_edge.quant import (
     matmulnbits,
     openvino_i4,
     openvino_i8,
+    openvino_u2,
     openvino_u4,
     quantize,
 )
 
 from .strategies import Floats, weights
 
-INT4, INT8 = WeightFormat.INT4, WeightFormat.INT8
+INT4, INT8, TERNARY = WeightFormat.INT4, WeightFormat.INT8, WeightFormat.TERNARY
 
 
 def sample(rows: int, cols: int, scheme: Scheme) -> Quantized:
     weight = np.random.default_rng(cols).standard_normal((rows, cols)).astype(np.float32)
     weight[1] = 0
     weight[2] = np.abs(weight[2])
+    if scheme.format is TERNARY:
+        groups = weight.reshape(rows, -1, scheme.group_size or cols)
+        scale = np.float16(np.abs(groups).mean(axis=2, keepdims=True)).astype(np.float32)
+        weight = (np.sign(groups) * (np.abs(groups) > scale / 2) * scale).reshape(rows, cols)
     return quantize(weight, scheme)
 
 
@@ -73,6 +78,9 @@ def run_matmulnbits(q: Quantized, block: int, activations: Floats) -> Floats:
         (Scheme(INT8), 576, 64),
         (Scheme(INT8), 100, 32),
         (Scheme(INT8, 32), 96, 32),
+        (Scheme(TERNARY, 128), 384, 128),
+        (Scheme(TERNARY, 256), 512, 64),
+        (Scheme(TERNARY), 100, 32),
     ],
     ids=str,
 )
@@ -87,7 +95,9 @@ def test_onnxruntime_reads_the_layout(scheme: Scheme, cols: int, block: int) -> 
 
 @given(weights(cols=96))
 def test_matmulnbits_row_blocks_equal_the_whole(weight: Floats) -> None:
-    for scheme in (Scheme(INT4, 32), Scheme(INT4, 32, symmetric=False), Scheme(INT8)):
+    for scheme in (Scheme(INT4, 32), Scheme(INT4, 32, symmetric=False), Scheme(INT8), Scheme(TERNARY, 32)):
+        if scheme.format is TERNARY:
+            weight = np.sign(weight)
         whole = matmulnbits(quantize(weight, scheme), 32)
         parts = [matmulnbits(quantize(weight[i : i + 2], scheme), 32) for i in range(0, len(weight), 2)]
         assert np.array_equal(np.concatenate([part.B for part in parts]), whole.B)
@@ -137,6 +147,9 @@ def weights_in_openvino(q: Quantized) -> Floats:
     zeros: ov.Node | None = None
     if q.scheme.format is INT8:
         codes = constant(openvino_i8(q), grouped, ov.Type.i8)
+    elif q.scheme.format is TERNARY:
+        codes = constant(openvino_u2(q), grouped, ov.Type.u2)
+        zeros = ops.constant(np.float32(1))
     elif q.scheme.symmetric:
         codes = constant(openvino_i4(q), grouped, ov.Type.i4)
     else:
@@ -157,7 +170,14 @@ def weights_in_openvino(q: Quantized) -> Floats:
 
 @pytest.mark.parametrize(
     "scheme",
-    [Scheme(INT4, 64), Scheme(INT4, 64, symmetric=False), Scheme(INT8), Scheme(INT8, 64)],
+    [
+        Scheme(INT4, 64),
+        Scheme(INT4, 64, symmetric=False),
+        Scheme(INT8),
+        Scheme(INT8, 64),
+        Scheme(TERNARY, 64),
+        Scheme(TERNARY),
+    ],
     ids=Scheme.describe,
 )
 def test_openvino_reads_the_layout(scheme: Scheme) -> None:
@@ -181,3 +201,5 @@ def test_openvino_layouts_refuse_other_schemes() -> None:
         openvino_u4(sample(3, 96, Scheme(INT4, 32)))
     with pytest.raises(QuantError, match="expected symmetric int8, got int4 g32 sym"):
         openvino_i8(sample(3, 96, Scheme(INT4, 32)))
+    with pytest.raises(QuantError, match="expected symmetric ternary, got int8 row sym"):
+        openvino_u2(sample(3, 96, Scheme(INT8)))

@@ -157,6 +157,23 @@ def test_the_smallest_scales_that_float16_holds() -> None:
     np.testing.assert_array_equal(quantize_ternary(weight).dequantize(), weight)
 
 
+@given(cases())
+def test_int4_keeps_ternary_groups(case: tuple[int, int, int, int]) -> None:
+    rows, cols, group, seed = case
+    weight, _, signs = ternary(rows, cols, group, seed)
+    q = quantize(weight, Scheme(WeightFormat.INT4, 32))
+    np.testing.assert_array_equal(q.dequantize(), weight)
+    parts = signs.reshape(rows, -1, 32)
+    both = np.repeat((parts < 0).any(2) & (parts > 0).any(2), 32, axis=1)
+    np.testing.assert_array_equal(q.codes.astype(np.int8)[both] - 8, signs[both])
+
+
+def test_int4_rounds_what_is_not_quite_ternary() -> None:
+    weight = np.float32([[0.5, -0.5, 0.25, 0] * 8, [1 / 3, -1 / 3, 0, 0] * 8])
+    q = quantize(weight, Scheme(WeightFormat.INT4, 32))
+    np.testing.assert_array_equal(q.codes[:, :4], [[15, 0, 12, 8], [15, 0, 8, 8]])
+
+
 def test_rows_that_vote() -> None:
     weight, _, _ = ternary(1, 128, 32, 1)
     assert is_ternary(weight[0]) is True
