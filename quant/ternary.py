@@ -62,7 +62,10 @@ def find_ternary(weight: Floats) -> TernaryGroups:
             do not fill bytes.
     """
     if weight.shape[1] % 4:
-        raise QuantError(_UNFILLED.format(weight.shape[1]))
+        raise QuantError(
+            _UNFILLED.format(weight.shape[1]),
+            hint="--weight-format int8 has one scale per row and takes any number of columns",
+        )
     widths = candidates(weight.shape[1])
     peaks = _magnitudes(grouped(weight, widths[-1]))
     half = bool(half_exact(peaks.view(np.float32)).all())

@@ -14,7 +14,7 @@ from cpm_edge.runtimes.errors import ContextError
 from cpm_edge.runtimes.openvino import OpenVinoEngine
 from cpm_edge.runtimes.session import Session
 from tests.support.bundles import PROMPT_LENGTH, TARGETS, Bundles
-from tests.support.checkpoints import TERNARY, VARIANTS, make_tensors
+from tests.support.checkpoints import TERNARY, TERNARY_WIDE, VARIANTS, make_tensors
 from tests.support.numpy_model import NumpyRun
 
 Record = Callable[[str, object], None]
@@ -125,7 +125,7 @@ def test_stored_weights_are_what_the_engine_computes_with(
 
 @pytest.mark.parametrize("chunks", CHUNKINGS.values(), ids=CHUNKINGS)
 @for_targets
-@pytest.mark.parametrize("variant", TERNARY)
+@pytest.mark.parametrize("variant", [*TERNARY, TERNARY_WIDE])
 def test_ternary_layers_compute_what_the_checkpoint_does(
     bundles: Bundles, variant: str, target: str, chunks: list[int], record_property: Record
 ) -> None:

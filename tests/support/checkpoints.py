@@ -97,6 +97,8 @@ VARIANTS: dict[str, Config] = {
 }
 
 # Variants whose linear layers are ternary, by the group sizes that their tensors have in turn; 0 is the row.
+# Their scales are bfloat16, but for those of TERNARY_WIDE, which float16 does not hold.
+TERNARY_WIDE = "ternary-wide"
 TERNARY: dict[str, tuple[int, ...]] = {
     "ternary": (128,),
     "ternary-row": (0,),
@@ -108,16 +110,16 @@ _WIDE: Config = {**_MINICPM, "hidden_size": 256, "intermediate_size": 512, "dim_
 
 
 def config_of(variant: str) -> Config:
-    return _WIDE if variant in TERNARY else VARIANTS[variant]
+    return _WIDE if variant in (*TERNARY, TERNARY_WIDE) else VARIANTS[variant]
 
 
 def tensors_of(variant: str) -> Tensors:
     """The weights of a variant; equal from call to call."""
     tensors = make_tensors(config_of(variant))
-    if variant in TERNARY:
-        groups = cycle(TERNARY[variant])
+    groups = cycle(TERNARY.get(variant, (128,)))
+    if config_of(variant) is _WIDE:
         for name in linear_names(tensors):
-            tensors[name] = fake_quantized(tensors[name], next(groups))
+            tensors[name] = fake_quantized(tensors[name], next(groups), wide=variant == TERNARY_WIDE)
     return tensors
 
 
@@ -126,10 +128,13 @@ def linear_names(tensors: Tensors) -> list[str]:
     return [name for name, tensor in tensors.items() if ".layers." in name and tensor.ndim == 2]
 
 
-def fake_quantized(weight: npt.NDArray[np.float32], group: int) -> npt.NDArray[np.float32]:
+def fake_quantized(
+    weight: npt.NDArray[np.float32], group: int, *, wide: bool = False
+) -> npt.NDArray[np.float32]:
     """-s, 0 and s as training leaves them: s is the mean magnitude of a group (0: of a row), in bfloat16."""
     groups = weight.reshape(len(weight), -1, group or weight.shape[1])
-    scale = np.abs(groups).mean(axis=2, keepdims=True).astype(ml_dtypes.bfloat16).astype(np.float32)
+    scale = np.abs(groups).mean(axis=2, keepdims=True)
+    scale = scale if wide else scale.astype(ml_dtypes.bfloat16).astype(np.float32)
     # The sign of a zero stays, as it does in a checkpoint.
     return np.asarray(np.clip(np.rint(groups / scale), -1, 1) * scale).reshape(weight.shape)
 

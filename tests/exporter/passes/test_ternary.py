@@ -14,13 +14,13 @@ import pytest
 from cpm_edge.plugins.matmul_nbits import reference
 from cpm_edge.plugins.matmul_nbits.spec import NBitsShape
 from tests.support.bundles import Bundles
-from tests.support.checkpoints import TERNARY, Tensors, linear_names, tensors_of
+from tests.support.checkpoints import TERNARY, TERNARY_WIDE, Tensors, linear_names, tensors_of
 
 Bytes = npt.NDArray[np.uint8]
 
 OPTIONS: dict[str, Any] = {"weight_format": "ternary"}
 EMPTY_GROUP = 2.0**-14  # stored for a group of zeros: any scale gives zeros back
-for_variants = pytest.mark.parametrize("variant", TERNARY)
+for_variants = pytest.mark.parametrize("variant", [*TERNARY, TERNARY_WIDE])
 
 
 def signs(weight: npt.NDArray[np.float32]) -> npt.NDArray[np.int8]:
@@ -79,12 +79,14 @@ def test_u2_constants_hold_the_checkpoint(bundles: Bundles, variant: str) -> Non
         assert kind == "u2" and int(np.prod(shape)) == rows * cols
         np.testing.assert_array_equal(quarters(codes.reshape(rows, -1)) - 1, signs(tensors[name]))
         kind, shape, scales = stored[f"{name}.scales"]
-        assert kind == "f16"
+        wide = variant == TERNARY_WIDE
+        assert kind == ("f32" if wide else "f16")
         expected = scales_of(tensors[name], cols // shape[1])
-        np.testing.assert_array_equal(scales.view(np.float16).reshape(rows, -1), expected)
+        dtype = np.float32 if wide else np.float16
+        np.testing.assert_array_equal(scales.view(dtype).reshape(rows, -1), expected)
 
 
-@for_variants
+@pytest.mark.parametrize("variant", TERNARY)
 def test_native_panels_hold_the_checkpoint(bundles: Bundles, variant: str) -> None:
     path = bundles.open(variant, "aipc", **OPTIONS, flavour="native").file("openvino_native.xml")
     groups = panel_groups(path)

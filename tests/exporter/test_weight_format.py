@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cpm_edge.exporter.checkpoint import Checkpoint, open_checkpoint
+from cpm_edge.exporter.errors import ExportWarning
+from cpm_edge.exporter.weight_format import choose_format, looks_ternary
+from cpm_edge.quant import WeightFormat
+from tests.support.bundles import Bundles
+from tests.support.checkpoints import Tensors, config_of, linear_names, tensors_of, write_checkpoint
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[type]:
+    """A function that opens a checkpoint of these tensors."""
+    made: list[Checkpoint] = []
+
+    def open_(tensors: Tensors, variant: str = "ternary") -> Checkpoint:
+        folder = write_checkpoint(tmp_path / str(len(made)), config_of(variant), tensors)
+        made.append(open_checkpoint(str(folder)))
+        return made[-1]
+
+    yield open_  # type: ignore[misc]
+    for checkpoint in made:
+        checkpoint.close()
+
+
+def test_auto_follows_the_checkpoint(bundles: Bundles) -> None:
+    for variant, expected in (("ternary", "ternary"), ("ternary-row", "ternary"), ("llama", "int4")):
+        with open_checkpoint(str(bundles.checkpoint(variant))) as checkpoint:
+            assert choose_format("auto", checkpoint) is WeightFormat(expected)
+
+
+def test_only_the_linear_layers_count(opened: type) -> None:
+    tensors = tensors_of("llama")
+    tensors["model.embed_tokens.weight"] = np.sign(tensors["model.embed_tokens.weight"])
+    assert not looks_ternary(opened(tensors, "llama"))
+
+
+def test_zeros_say_nothing(opened: type) -> None:
+    tensors = tensors_of("ternary")
+    for name in linear_names(tensors):
+        tensors[name][:] = 0
+    assert not looks_ternary(opened(tensors))
+
+
+@pytest.mark.parametrize(("good", "expected"), [(3, True), (1, False)])
+def test_half_of_the_sampled_rows_decide(opened: type, good: int, expected: bool) -> None:
+    tensors = tensors_of("ternary")
+    for number, name in enumerate(linear_names(tensors)):
+        if number % 4 >= good:
+            tensors[name] += np.random.default_rng(number).standard_normal(tensors[name].shape).astype("f4")
+    assert looks_ternary(opened(tensors)) is expected
+
+
+@pytest.mark.parametrize("asked", ["int4", "int8"])
+def test_quantizing_ternary_weights_again_is_noted(bundles: Bundles, asked: str) -> None:
+    with (
+        open_checkpoint(str(bundles.checkpoint("ternary"))) as checkpoint,
+        pytest.warns(ExportWarning, match=f"ternary are ternary and {asked} quantizes them again"),
+    ):
+        assert choose_format(asked, checkpoint) is WeightFormat(asked)
+
+
+@pytest.mark.parametrize("asked", ["ternary", "bf16", "fp32"])
+def test_formats_that_lose_nothing_are_taken_as_asked(bundles: Bundles, asked: str) -> None:
+    with open_checkpoint(str(bundles.checkpoint("ternary"))) as checkpoint, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choose_format(asked, checkpoint) is WeightFormat(asked)
