@@ -35,9 +35,8 @@ class Build:
 
     @property
     def label(self) -> str:
-        group = f" g{self.group_size}" if self.group_size else ""
-        attention = "" if self.attention == "auto" else f", {self.attention}"
-        return f"{self.weight_format}{group}{attention}"
+        """For people: the weights."""
+        return f"{self.weight_format} g{self.group_size}" if self.group_size else self.weight_format
 
     @property
     def folder(self) -> str:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from cpm_edge.plugins.native import NativeError, best_isa, extension_path
 from cpm_edge.plugins.session import NativeSession
+from cpm_edge.plugins.sparse_attention.pooling import pool_keys
 from cpm_edge.runtimes.bundle import Bundle, check_engine
 from cpm_edge.runtimes.errors import BackendError, missing_dependency
 from cpm_edge.runtimes.session import Engine, FloatArray, Logits, Session, TokenArray
@@ -141,6 +142,15 @@ class OpenVinoNativeSession(Session):
     def cache_bytes(self) -> int:
         return sum(sum(array.nbytes for array in buffers) for buffers in self._buffers())
 
+    @property
+    def capacity(self) -> int:
+        """Rows that the cache buffers hold now."""
+        return self._keys[0].shape[1]
+
+    def pooled_bytes(self) -> int:
+        """How many of ``cache_bytes`` are pooled keys; 0 for dense models."""
+        return sum(array.nbytes for array in self._pooled)
+
     def layer_keys(self, layer: int) -> FloatArray:
         """Cached keys of one layer, float32 (kv heads, position, head_dim)."""
         return self._keys[layer][:, : self.position].astype(np.float32)
@@ -260,21 +270,3 @@ class OpenVinoNativeSession(Session):
         self._requests.clear()
         for buffers in self._buffers():
             buffers.clear()
-
-
-def pool_keys(
-    keys: npt.NDArray[np.float16], pooled: npt.NDArray[np.float32], kernel: int, first: int, stop: int
-) -> None:
-    """Write the pooled keys of the windows that rows [first, stop) complete.
-
-    Args:
-        keys: (kv heads, capacity, head_dim), valid up to ``stop``.
-        pooled: (kv heads, capacity / stride, head_dim); row j is the mean of ``kernel`` = 2 * stride keys
-            from stride * j on.
-    """
-    stride = kernel // 2
-    begin, end = (max(0, (rows - kernel) // stride + 1) for rows in (first, stop))
-    if end > begin:
-        rows = keys[:, stride * begin : stride * (end + 1)].astype(np.float32)
-        halves = rows.reshape(len(keys), end + 1 - begin, stride, -1).sum(2)
-        pooled[:, begin:end] = (halves[:, :-1] + halves[:, 1:]) / kernel

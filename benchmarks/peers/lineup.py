@@ -20,7 +20,8 @@ from cpm_edge.runtimes.bundle import Bundle, open_bundle
 
 TERNARY = Build(weight_format="ternary", group_size=None)
 INT4 = Build()
-STOCK = Build(flavour="stock", group_size=128)
+# Sparse layers would run through a portable body that computes every score: dense is what OpenVINO does best.
+STOCK = Build(flavour="stock", group_size=128, attention="dense")
 
 
 @dataclass(frozen=True)
@@ -86,14 +87,14 @@ def gather(wanted: Wanted, artifacts: Artifacts) -> Lineup:
     if wanted.stock:
         artifacts.bundle(STOCK)
     llama_format = "TQ2_0" if wanted.weights == "ternary" else "Q4_0"
-    gguf = _gguf(wanted, artifacts, llama_format, lineup.notes)
+    gguf = llama_file(wanted.llama_bench, artifacts, llama_format, lineup.notes)
     folder = _openvino_ir(wanted, artifacts, lineup.notes)
     artifacts.finish()
     try:
         for build in builds:
-            _add_ours(
-                lineup, f"ours, native {build.label}", artifacts.bundle(build), wanted.threads, native=True
-            )
+            attention = "" if build.attention == "auto" else f", {build.attention}"
+            label = f"ours, native {build.label}{attention}"
+            _add_ours(lineup, label, artifacts.bundle(build), wanted.threads, native=True)
         if wanted.stock:
             label = f"ours, stock (OpenVINO) {STOCK.label}"
             _add_ours(lineup, label, artifacts.bundle(STOCK), wanted.threads, native=False)
@@ -130,12 +131,13 @@ def _add_ours(lineup: Lineup, label: str, path: Path, threads: int, *, native: b
         lineup.bundles[label] = bundle
 
 
-def _gguf(wanted: Wanted, artifacts: Artifacts, format_: str, notes: list[str]) -> Path | None:
-    if wanted.llama_bench is None:
+def llama_file(binary: Path | None, artifacts: Artifacts, format_: str, notes: list[str]) -> Path | None:
+    """The GGUF for a ``llama-bench`` that is there, else None and a note."""
+    if binary is None:
         notes.append("llama.cpp was not measured: give --llama-bench PATH")
         return None
-    if not (wanted.llama_bench.is_file() and os.access(wanted.llama_bench, os.X_OK)):
-        notes.append(f"llama.cpp was not measured: {wanted.llama_bench} is not a program")
+    if not (binary.is_file() and os.access(binary, os.X_OK)):
+        notes.append(f"llama.cpp was not measured: {binary} is not a program")
         return None
     from cpm_edge.benchmarks.peers.gguf_file import unsupported
 

@@ -88,6 +88,68 @@ class AttentionCache:
         return cls(np.zeros(shape, np.float16), np.zeros(shape, np.float16), pooled)
 
 
+class AttentionCall:
+    """``sparse_attention`` with everything checked and converted: calling it costs what the kernel costs.
+
+    May be called again; the cache then receives the same rows once more. Keeps its arrays alive. Arguments
+    and errors as for ``sparse_attention``.
+
+    Attributes:
+        output: (B, T, num_heads * D), written by each call.
+    """
+
+    def __init__(
+        self,
+        pool: ThreadPool,
+        spec: SparseAttentionSpec,
+        query: Floats,
+        key: Floats,
+        value: Floats,
+        cache: AttentionCache,
+        past_length: npt.NDArray[np.int64],
+        *,
+        rotation: tuple[Floats, Floats] | None = None,
+        isa: Isa | None = None,
+        out: Floats | None = None,
+        selected: Indices | None = None,
+    ) -> None:
+        self.output = np.empty(query.shape, np.float32) if out is None else out
+        _check_shapes(spec, query, key, value, cache, past_length, rotation, self.output, selected)
+        self._kept = (query, key, value, cache, rotation, selected)
+        self._pool = pool
+        self._isa = ctypes.c_int32(best_isa() if isa is None else isa)
+        self._spec = _Spec(head_size=query.shape[2] // spec.num_heads, **spec.attributes())
+        self._sequences = []
+        for b, past in enumerate(past_length.tolist()):
+            pooled = None if cache.pooled is None else pointer(cache.pooled[b], np.float32)
+            key_cache, value_cache = (pointer(rows[b], np.float16) for rows in (cache.key, cache.value))
+            rows = _Rows(
+                past_length=past,
+                rows=query.shape[1],
+                output=pointer(self.output[b], np.float32),
+                selected=None if selected is None else pointer(selected[b], np.int32),
+            )
+            for name, array in zip(_POINTERS, (query, key, value), strict=True):
+                setattr(rows, name, array[b].ctypes.data)
+                setattr(rows, f"{name}_stride", _row_stride(name, array[b]))
+            if rotation is not None:
+                rows.cosine, rows.sine = (pointer(table[b], np.float32) for table in rotation)
+            self._sequences.append((_Cache(key_cache, value_cache, pooled, cache.key.shape[2]), rows))
+
+    def __call__(self) -> None:
+        """Append the rows and attend."""
+        function = library().cpm_sparse_attention
+        for cache, rows in self._sequences:
+            status = function(
+                self._pool.handle,
+                self._isa,
+                ctypes.byref(self._spec),
+                ctypes.byref(cache),
+                ctypes.byref(rows),
+            )
+            check(status, f"cpm_sparse_attention, {rows.rows} rows after {rows.past_length}")
+
+
 def sparse_attention(
     pool: ThreadPool,
     spec: SparseAttentionSpec,
@@ -114,42 +176,10 @@ def sparse_attention(
     Raises:
         NativeError: shapes that do not fit together, other types, or more rows than the cache has left.
     """
-    batch, rows, width = query.shape
-    size = width // spec.num_heads
-    output = np.empty((batch, rows, width), np.float32) if out is None else out
-    _check_shapes(spec, query, key, value, cache, past_length, rotation, output, selected)
-    c_spec = _Spec(head_size=size, **spec.attributes())
-    for b in range(batch):
-        c_cache = _Cache(
-            pointer(cache.key[b], np.float16),
-            pointer(cache.value[b], np.float16),
-            None if cache.pooled is None else pointer(cache.pooled[b], np.float32),
-            cache.key.shape[2],
-        )
-        c_rows = _Rows(
-            **{
-                name: array[b].ctypes.data for name, array in zip(_POINTERS, (query, key, value), strict=True)
-            },
-            **{
-                f"{name}_stride": _row_stride(name, array[b])
-                for name, array in zip(_POINTERS, (query, key, value), strict=True)
-            },
-            cosine=None if rotation is None else pointer(rotation[0][b], np.float32),
-            sine=None if rotation is None else pointer(rotation[1][b], np.float32),
-            past_length=int(past_length[b]),
-            rows=rows,
-            output=pointer(output[b], np.float32),
-            selected=None if selected is None else pointer(selected[b], np.int32),
-        )
-        status = library().cpm_sparse_attention(
-            pool.handle,
-            ctypes.c_int32(best_isa() if isa is None else isa),
-            ctypes.byref(c_spec),
-            ctypes.byref(c_cache),
-            ctypes.byref(c_rows),
-        )
-        check(status, f"cpm_sparse_attention, {rows} rows after {int(past_length[b])}")
-    return output
+    options: dict[str, Any] = {"rotation": rotation, "isa": isa, "out": out, "selected": selected}
+    call = AttentionCall(pool, spec, query, key, value, cache, past_length, **options)
+    call()
+    return call.output
 
 
 def _check_shapes(

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import pytest
-from rich.table import Table
 
 from cpm_edge.benchmarks.peers import comparison as module
 from cpm_edge.benchmarks.peers.comparison import Comparison, compare, roofline_table
 from cpm_edge.benchmarks.token_bytes import TokenBytes
 from cpm_edge.exporter.progress import Progress
+from tests.benchmarks.tables import cells
 
 
 class FakePeer:
@@ -26,11 +26,6 @@ class FakePeer:
 
     def close(self) -> None:
         raise AssertionError("not the comparison's to close")
-
-
-def cells(table: Table) -> list[list[str]]:
-    """The rows of a table as text."""
-    return [list(row) for row in zip(*(column.cells for column in table.columns), strict=True)]  # type: ignore[arg-type]
 
 
 @pytest.fixture
