@@ -166,11 +166,13 @@ def _warnings_printed(messages: list[str]) -> Iterator[None]:
 
 
 def _print_summary(result: Any) -> None:
+    from cpm_edge.exporter.model_card import linear_layers
+
     manifest = result.manifest
     size = sum(entry.bytes for entry in manifest.files.values()) / 1e6
     table = Table(show_header=False, box=None)
     table.add_row("bundle", f"{result.folder} ({size:.1f} MB)")
-    table.add_row("linear layers", _linear_layers(manifest.weights))
+    table.add_row("linear layers", linear_layers(manifest.weights))
     others = manifest.weights["other_groups"]
     if others:
         notes = sorted(set(others.values()))
@@ -195,11 +197,6 @@ def _print_summary(result: Any) -> None:
             f"KL {source['kl']:.4f}, cosine {source['cosine']:.4f}, top-1 {source['top1']:.1%}",
         )
     Console(stderr=True).print(table)
-
-
-def _linear_layers(weights: dict[str, Any]) -> str:
-    parameters, stored = weights["linear_parameters"], weights["linear_bytes"]
-    return f"{weights['linear']} ({stored / 1e6:.1f} MB, {stored / parameters / 2:.1%} of bf16)"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The export, on one page: open, trace, lower, describe, verify, publish."""
+"""The export, on one page: open, trace, settle formats, lower, describe, verify, publish."""
 
 from __future__ import annotations
 

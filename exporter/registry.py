@@ -38,7 +38,7 @@ ARCHITECTURES = {
         "llama", LlamaConfig, f"{_MODELS}.llama", "MiniCPM5, BitCPM-CANN 1B/3B, *-llama-format, SmolLM2"
     ),
     "MiniCPMForCausalLM": Architecture(
-        "minicpm", MiniCPMConfig, f"{_MODELS}.minicpm", "MiniCPM 1B, 2B, 2B-128k, 4, 4.1"
+        "minicpm", MiniCPMConfig, f"{_MODELS}.minicpm", "MiniCPM 1B, 2B, 2B-128k, 4, 4.1, BitCPM4"
     ),
 }
 

@@ -53,7 +53,7 @@ def quantize_int4(weight: Floats, group_size: int, symmetric: bool) -> Quantized
 def _ternary_groups(groups: Floats, low: Floats, high: Floats) -> npt.NDArray[np.bool_]:
     """Which groups (rows, groups) hold -s, 0 and s alone, for an s above 0 that float16 holds exactly."""
     # Two extremes of one magnitude are rare in other weights, so little is looked at.
-    found = (low == -high) & half_exact(high) & (high > 0)
+    found: npt.NDArray[np.bool_] = (low == -high) & half_exact(high) & (high > 0)
     rows, columns = np.nonzero(found)
     magnitudes = np.abs(groups[rows, columns])
     found[rows, columns] = ((magnitudes == 0) | (magnitudes == high[rows, columns, None])).all(axis=1)

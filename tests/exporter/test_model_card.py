@@ -22,6 +22,11 @@ def test_the_card_tells_what_the_bundle_is(bundles: Bundles, target: str) -> Non
     assert "{{" not in card and "None" not in card
 
 
+def test_the_card_tells_what_ternary_layers_take(bundles: Bundles) -> None:
+    card = (bundles.open("ternary", "aipc", weight_format="ternary").path / "README.md").read_text("utf-8")
+    assert "| linear layers | ternary g128 as in the checkpoint, 0.3 MB, 13.3% of bf16 |" in card
+
+
 def test_the_card_tells_when_attention_is_sparse(bundles: Bundles) -> None:
     card = (bundles.open("sparse", "ort").path / "README.md").read_text(encoding="utf-8")
     assert "InfLLM-V2 sparse from 64 tokens on: 3 blocks of 16 tokens and a window of 32" in card
