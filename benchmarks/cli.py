@@ -8,6 +8,7 @@ from cpm_edge.benchmarks.commands.agreement import agreement
 from cpm_edge.benchmarks.commands.checkpoint import checkpoint
 from cpm_edge.benchmarks.commands.context import context
 from cpm_edge.benchmarks.commands.export import export
+from cpm_edge.benchmarks.commands.kernels import kernels
 from cpm_edge.benchmarks.commands.peers import peers
 from cpm_edge.benchmarks.commands.perplexity import perplexity
 
@@ -16,6 +17,7 @@ EXAMPLES = """
 Examples:
   cpm-bench peers --llama-bench PATH
   cpm-bench context --context 256,32768 --prefill-to 0
+  cpm-bench kernels matmul attention
   cpm-bench export --optimum-cli VENV/bin/optimum-cli --json export.json
   cpm-bench peers --help
 """
@@ -30,7 +32,7 @@ def main() -> None:
     """
 
 
-for command in (peers, context, agreement, perplexity, export, checkpoint):
+for command in (peers, context, kernels, agreement, perplexity, export, checkpoint):
     main.add_command(command)
 
 

@@ -62,24 +62,28 @@ class TokenBytes:
         return tokens_per_second * self.total / bandwidth
 
 
-def cache_bytes(spec: SparseAttentionSpec, head_size: int, position: int, item: int = 2) -> int:
-    """Bytes of one layer's cache that the query at ``position`` reads.
+def read_rows(spec: SparseAttentionSpec, position: int) -> tuple[int, int]:
+    """(rows of keys and values, pooled keys) that the query at ``position`` reads, for each kv head.
 
-    A dense row reads every key and value up to itself. A sparse row reads the float32 pooled keys of every
-    complete window and the keys and values of its chosen blocks, the last of which ends at the row itself.
+    A dense row reads every row up to itself. A sparse row reads the pooled keys of every complete window and
+    the rows of its chosen blocks, the last of which ends at the row itself.
+    """
+    rows = position + 1
+    if spec.is_dense or rows < spec.dense_len:
+        return rows, 0
+    windows = max(0, (rows - spec.kernel_size) // spec.kernel_stride + 1)
+    blocks = min(spec.budget, position // spec.block_size + 1)
+    return (blocks - 1) * spec.block_size + position % spec.block_size + 1, windows
+
+
+def cache_bytes(spec: SparseAttentionSpec, head_size: int, position: int, item: int = 2) -> int:
+    """Bytes of one layer's cache that the query at ``position`` reads; pooled keys are float32.
 
     Args:
         item: bytes of one cached key or value element.
     """
-    rows = position + 1
-    pooled = 0
-    if not spec.is_dense and rows >= spec.dense_len:
-        windows = max(0, (rows - spec.kernel_size) // spec.kernel_stride + 1)
-        pooled = windows * head_size * 4
-        blocks = position // spec.block_size + 1
-        whole = min(spec.budget, blocks) - 1
-        rows = whole * spec.block_size + position % spec.block_size + 1
-    return spec.kv_num_heads * (pooled + 2 * rows * head_size * item)
+    rows, windows = read_rows(spec, position)
+    return spec.kv_num_heads * head_size * (2 * rows * item + 4 * windows)
 
 
 def token_bytes(bundle: Bundle, positions: Sequence[int]) -> TokenBytes:

@@ -55,29 +55,35 @@ class Fit:
         return 1 / (self.constant + self.slope * tokens / 2)
 
 
-def spans_to(tokens: int) -> list[tuple[int, int]]:
-    """[0, tokens) in spans of SPAN."""
-    return [(first, min(first + SPAN, tokens)) for first in range(0, tokens, SPAN)]
+def spans_to(tokens: int, width: int = 0) -> list[tuple[int, int]]:
+    """[0, tokens) in spans of ``width``, SPAN where it is 0."""
+    step = width or SPAN
+    return [(first, min(first + step, tokens)) for first in range(0, tokens, step)]
 
 
-def rate_to(spans: Sequence[Span], tokens: int) -> float | None:
-    """Tokens a second from 0 to ``tokens``, None where no span ends there."""
-    head = [span for span in spans if span.stop <= tokens]
-    if not head or head[-1].stop != tokens:
+def rate_between(spans: Sequence[Span], first: int, stop: int) -> float | None:
+    """Tokens a second over [first, stop), None where no spans cover exactly that."""
+    inside = [span for span in spans if first <= span.first and span.stop <= stop]
+    if not inside or (inside[0].first, inside[-1].stop) != (first, stop):
         return None
-    return tokens / sum(span.seconds for span in head)
+    return (stop - first) / sum(span.seconds for span in inside)
+
+
+def peer_width(tokens: int) -> int:
+    """Spans for a fit: at least four of them where the prompt has that many chunks."""
+    return max(PREFILL_CHUNK, min(SPAN, tokens // 4 // PREFILL_CHUNK * PREFILL_CHUNK))
 
 
 def measure_prefill(
-    engine: Engine, tokens: int, vocab_size: int, progress: Progress, what: str
+    engine: Engine, spans: Sequence[tuple[int, int]], vocab_size: int, progress: Progress, what: str
 ) -> list[Span]:
-    """Prefill a random prompt of ``tokens``, span by span, after a warm-up of one chunk."""
-    prompt = np.random.default_rng(PROMPT_SEED).integers(FIRST_TOKEN, vocab_size, tokens)
+    """Prefill a random prompt span by span, after a warm-up of one chunk."""
+    prompt = np.random.default_rng(PROMPT_SEED).integers(FIRST_TOKEN, vocab_size, spans[-1][1])
     found = []
     with engine.session() as session:
         session.forward(prompt[:PREFILL_CHUNK])
         session.reset()
-        for first, stop in spans_to(tokens):
+        for first, stop in spans:
             with progress.stage(f"prefill {first}..{stop}, {what}"):
                 start = time.perf_counter()
                 session.forward(prompt[first:stop])
@@ -115,20 +121,22 @@ class PrefillResult:
             "OpenVINO stock, tok/s",
             title="prefill by position",
         )
-        stock = {span.stop: span for span in self.stock}
         for ours, sparse, dense in zip(self.ours, *self.attention.values(), strict=True):
-            other = stock.get(ours.stop)
+            other = rate_between(self.stock, ours.first, ours.stop)
             table.add_row(
-                f"{ours.first}..{ours.stop}", f"{ours.rate:.1f}", f"{sparse.seconds:.2f}",
-                f"{dense.seconds:.2f}", f"{dense.seconds / sparse.seconds:.2f}",
-                f"{other.rate:.1f}" if other and other.first == ours.first else "-",
-            )  # fmt: skip
+                f"{ours.first}..{ours.stop}",
+                f"{ours.rate:.1f}",
+                f"{sparse.seconds:.2f}",
+                f"{dense.seconds:.2f}",
+                f"{dense.seconds / sparse.seconds:.2f}",
+                f"{other:.1f}" if other else "-",
+            )
         return table
 
     def summary(self) -> dict[str, Any]:
         """Rates of the whole prompt and of its first span, attention ratios, and the stock rate."""
         tokens, short = self.ours[-1].stop, self.ours[0].stop
-        whole, first = rate_to(self.ours, tokens), rate_to(self.ours, short)
+        whole, first = rate_between(self.ours, 0, tokens), rate_between(self.ours, 0, short)
         assert whole is not None and first is not None
         total = {row: sum(span.seconds for span in spans) for row, spans in self.attention.items()}
         last = {row: spans[-1].seconds for row, spans in self.attention.items()}
@@ -143,7 +151,7 @@ class PrefillResult:
         }
         if self.stock:
             fit = Fit.of(self.stock)
-            measured = rate_to(self.stock, tokens)
+            measured = rate_between(self.stock, 0, tokens)
             rate = measured or fit.rate(tokens)
             found |= {
                 "stock_rate": rate,

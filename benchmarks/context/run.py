@@ -11,7 +11,13 @@ from cpm_edge.benchmarks.artifacts import Artifacts, Build
 from cpm_edge.benchmarks.context.attention import AttentionProbe
 from cpm_edge.benchmarks.context.decode import FilledDecoder, measure_decode
 from cpm_edge.benchmarks.context.footprint import footprint_table, measure_footprint
-from cpm_edge.benchmarks.context.prefill import PrefillResult, measure_attention, measure_prefill
+from cpm_edge.benchmarks.context.prefill import (
+    PrefillResult,
+    measure_attention,
+    measure_prefill,
+    peer_width,
+    spans_to,
+)
 from cpm_edge.benchmarks.context.synthetic import Synthetic
 from cpm_edge.benchmarks.peers.lineup import STOCK, llama_file
 from cpm_edge.benchmarks.peers.llama_cpp import LlamaCppPeer
@@ -146,13 +152,14 @@ def _prefill(
 ) -> None:
     vocab_size = bundle.manifest.vocab_size
     engine = open_engine(bundle, threads=settings.threads)
-    ours = measure_prefill(engine, settings.prefill_to, vocab_size, progress, "ours")
+    ours = measure_prefill(engine, spans_to(settings.prefill_to), vocab_size, progress, "ours")
     engine.close()
     result = PrefillResult(ours, measure_attention(probe, settings.prefill_to, progress))
     if stock is not None:
         engine = open_engine(open_bundle(stock), threads=settings.threads)
         tokens = min(settings.prefill_to, settings.peer_context)
-        result.stock = measure_prefill(engine, tokens, vocab_size, progress, "OpenVINO stock")
+        spans = spans_to(tokens, peer_width(tokens))
+        result.stock = measure_prefill(engine, spans, vocab_size, progress, "OpenVINO stock")
         engine.close()
     report.tables += [result.table(), result.summary_table()]
     report.results["prefill"] = result.to_json()

@@ -57,6 +57,46 @@ def pack(
     return panels
 
 
+class MatmulCall:
+    """``matmul`` with everything checked and converted: calling it costs what the kernel costs.
+
+    May be called again. Keeps its arrays alive. Arguments and errors as for ``matmul``.
+
+    Attributes:
+        output: (m, rows), written by each call.
+    """
+
+    def __init__(
+        self,
+        pool: ThreadPool,
+        shape: NBitsShape,
+        panels: Bytes,
+        x: Floats,
+        *,
+        residual: Floats | None = None,
+        scale: float = 1.0,
+        isa: Isa | None = None,
+        out: Floats | None = None,
+    ) -> None:
+        self.output = np.empty((len(x), shape.rows), np.float32) if out is None else out
+        self._kept = (panels, x, residual)
+        self._pool = pool
+        self._arguments = (
+            ctypes.c_int32(best_isa() if isa is None else isa),
+            ctypes.byref(_shape(shape)),
+            pointer(panels, np.uint8),
+            pointer(x, np.float32),
+            ctypes.c_int64(len(x)),
+            pointer(self.output, np.float32),
+            pointer(residual, np.float32),
+            ctypes.c_float(scale),
+        )
+
+    def __call__(self) -> None:
+        """Compute the product."""
+        check(library().cpm_nbits_matmul(self._pool.handle, *self._arguments), "cpm_nbits_matmul")
+
+
 def matmul(
     pool: ThreadPool,
     shape: NBitsShape,
@@ -69,20 +109,9 @@ def matmul(
     out: Floats | None = None,
 ) -> Floats:
     """x . w^T, or residual + scale * (x . w^T): float32 (m, rows) from x (m, cols)."""
-    y = np.empty((len(x), shape.rows), np.float32) if out is None else out
-    status = library().cpm_nbits_matmul(
-        pool.handle,
-        ctypes.c_int32(best_isa() if isa is None else isa),
-        ctypes.byref(_shape(shape)),
-        pointer(panels, np.uint8),
-        pointer(x, np.float32),
-        ctypes.c_int64(len(x)),
-        pointer(y, np.float32),
-        pointer(residual, np.float32),
-        ctypes.c_float(scale),
-    )
-    check(status, "cpm_nbits_matmul")
-    return y
+    call = MatmulCall(pool, shape, panels, x, residual=residual, scale=scale, isa=isa, out=out)
+    call()
+    return call.output
 
 
 def gated(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cpm_edge.benchmarks.context.prefill import Fit, PrefillResult, Span, rate_to, spans_to
+from cpm_edge.benchmarks.context.prefill import Fit, PrefillResult, Span, peer_width, rate_between, spans_to
 from tests.benchmarks.tables import cells
 
 
@@ -22,8 +22,15 @@ def test_spans_end_where_the_prompt_does() -> None:
 def test_rates_are_of_whole_prompts() -> None:
     spans = [Span(0, 2048, 2.0), Span(2048, 4096, 6.0)]
     assert spans[1].rate == pytest.approx(2048 / 6)
-    assert rate_to(spans, 2048) == 1024 and rate_to(spans, 4096) == 512
-    assert rate_to(spans, 3000) is None and rate_to([], 5) is None
+    assert rate_between(spans, 0, 2048) == 1024 and rate_between(spans, 0, 4096) == 512
+    assert rate_between(spans, 2048, 4096) == pytest.approx(2048 / 6)
+    assert rate_between(spans, 0, 3000) is None and rate_between([], 0, 5) is None
+
+
+def test_a_peer_is_measured_in_spans_enough_for_a_line() -> None:
+    assert peer_width(8192) == peer_width(32768) == 2048
+    assert peer_width(2048) == 512 and peer_width(300) == 512
+    assert len(spans_to(4096, peer_width(4096))) == 4
 
 
 def test_the_fit_finds_the_line_and_extrapolates_the_whole_prompt() -> None:

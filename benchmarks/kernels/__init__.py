@@ -1,0 +1,1 @@
+"""Our CPU kernels alone, against what the machine can do at most."""
