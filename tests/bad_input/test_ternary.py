@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -76,6 +77,14 @@ def test_a_group_size_that_the_weights_do_not_have(bench: Bench, size: str) -> N
     write_checkpoint(bench.checkpoint, config_of("ternary"), tensors_of("ternary"))
     refusal = bench.export_fails("--group-size", size)
     refusal.says(f"--group-size {size}", "is ternary g128", hint="leave --group-size out")
+
+
+def test_the_group_size_that_the_weights_have(bench: Bench) -> None:
+    write_checkpoint(bench.checkpoint, config_of("ternary"), tensors_of("ternary"))
+    result = bench.export("--group-size", "128", "--json")
+    assert result.exit_code == 0, result.stderr
+    weights = json.loads(result.stdout)["weights"]
+    assert (weights["linear"], weights["other_groups"]) == ("ternary g128", {})
 
 
 def test_zero_points_for_ternary_weights(bench: Bench) -> None:

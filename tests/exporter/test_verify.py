@@ -66,6 +66,15 @@ def test_a_good_bundle_passes(bundles: Bundles, variant: str, target: str) -> No
     assert report["against_checkpoint"]["kl"] > 10 * report["kl"]
 
 
+def test_ternary_schemes_reach_the_child(bundles: Bundles) -> None:
+    options = {"weight_format": "auto", "flavour": "native", "verify": True}
+    manifest = bundles.result("ternary-mixed", "aipc", **options).manifest
+    assert manifest.verification is not None and manifest.verification["passed"]
+    # Only embedding and head were rounded.
+    assert manifest.verification["against_checkpoint"]["kl"] < 5e-3
+    assert manifest.weights["linear"] == "ternary row" and len(manifest.weights["other_groups"]) == 9
+
+
 def damaged(bundle: Bundle, folder: Path, name: str, start: int, size: int) -> Bundle:
     """A copy in which some weights are others, with a manifest that agrees."""
     shutil.copytree(bundle.path, folder)

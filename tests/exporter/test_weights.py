@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,16 @@ from cpm_edge.exporter import weights as module
 from cpm_edge.exporter.checkpoint import open_checkpoint
 from cpm_edge.exporter.errors import CheckpointError, ExportError
 from cpm_edge.exporter.weights import ALIGNMENT, ModelWeights, WeightFile
-from cpm_edge.quant import Policy, TensorClass, WeightFormat, quantize
-from tests.support.checkpoints import VARIANTS, Tensors, make_tensors, write_checkpoint
+from cpm_edge.quant import Policy, Scheme, TensorClass, WeightFormat, quantize
+from tests.support.checkpoints import (
+    VARIANTS,
+    Tensors,
+    config_of,
+    linear_names,
+    make_tensors,
+    tensors_of,
+    write_checkpoint,
+)
 
 CONFIG = VARIANTS["llama"]
 QUERY = "model.layers.1.self_attn.q_proj.weight"
@@ -83,6 +92,61 @@ def test_a_group_that_does_not_fit_shrinks_and_says_so(tmp_path: Path) -> None:
     assert weights.scheme(QUERY).group_size == 64 and weights.scheme(down).group_size == 32
     assert weights.notes == {down: "96 columns: group 64 -> 32"}
     weights.checkpoint.close()
+
+
+def ternary_weights(folder: Path, tensors: Tensors) -> ModelWeights:
+    checkpoint = open_checkpoint(str(write_checkpoint(folder, config_of("ternary"), tensors)))
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    return ModelWeights(checkpoint, shapes, {}, Policy.for_format(WeightFormat.TERNARY))
+
+
+def test_ternary_groups_are_the_largest_that_fit_every_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BLOCK_ELEMENTS", 8 * 256)
+    tensors = tensors_of("ternary-row")
+    key, up = (f"model.layers.1.{name}.weight" for name in ("self_attn.k_proj", "mlp.up_proj"))
+    # One row of one block has smaller groups than all others.
+    tensors[key][77, 64:128] *= 2
+    # One block alone has a scale that float16 does not hold.
+    tensors[up][300] = np.sign(tensors[up][300]) / np.float32(3)
+    weights = ternary_weights(tmp_path, tensors)
+    seen: list[int] = []
+    weights.find_schemes(seen.append)
+    assert sum(seen) == sum(tensor.size for tensor in tensors.values())
+    row = Scheme(WeightFormat.TERNARY)
+    assert weights.found[key] == replace(row, group_size=64)
+    assert weights.found[up] == replace(row, wide_scales=True)
+    assert len(weights.found) == 14 and set(weights.found.values()) == {
+        row,
+        weights.found[key],
+        weights.found[up],
+    }
+    assert weights.linear_scheme() == (
+        row,
+        {key: "ternary g64", up: "ternary row with float32 scales"},
+    )
+    for name in (key, up):
+        np.testing.assert_array_equal(weights.dequantized(name), tensors[name])
+    weights.checkpoint.close()
+
+
+def test_ternary_in_bfloat16_pytorch_files(tmp_path: Path) -> None:
+    """As BitCPM-CANN is published."""
+    import torch
+
+    tensors = tensors_of("ternary")
+    folder = write_checkpoint(tmp_path, config_of("ternary"), tensors)
+    (folder / "model.safetensors").unlink()
+    state = {name: torch.from_numpy(tensor).bfloat16() for name, tensor in tensors.items()}
+    torch.save(state, folder / "pytorch_model.bin")
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    with open_checkpoint(str(folder)) as checkpoint:
+        assert checkpoint.tensors[linear_names(tensors)[0]].dtype == "BF16"
+        weights = ModelWeights(checkpoint, shapes, {}, Policy.for_format(WeightFormat.TERNARY))
+        for name in linear_names(tensors):
+            assert weights.scheme(name) == Scheme(WeightFormat.TERNARY, 128)
+            np.testing.assert_array_equal(weights.dequantized(name), tensors[name])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

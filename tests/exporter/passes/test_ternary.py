@@ -86,6 +86,18 @@ def test_u2_constants_hold_the_checkpoint(bundles: Bundles, variant: str) -> Non
         np.testing.assert_array_equal(scales.view(dtype).reshape(rows, -1), expected)
 
 
+@for_variants
+def test_openvino_multiplies_two_bits(bundles: Bundles, variant: str) -> None:
+    """The CPU plugin keeps the codes packed instead of compiling the layers into floats."""
+    engine: Any = bundles.engine(variant, "aipc", **OPTIONS)
+    layers = []
+    for node in engine.compiled.get_runtime_model().get_ops():
+        info = node.get_rt_info()
+        if info["layerType"].astype(str) == "FullyConnected":
+            layers.append((node.get_friendly_name(), info["runtimePrecision"].astype(str)))
+    assert [precision for _, precision in layers].count("u2") == 14, layers
+
+
 @pytest.mark.parametrize("variant", TERNARY)
 def test_native_panels_hold_the_checkpoint(bundles: Bundles, variant: str) -> None:
     path = bundles.open(variant, "aipc", **OPTIONS, flavour="native").file("openvino_native.xml")
