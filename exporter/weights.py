@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from cpm_edge.exporter.checkpoint import Checkpoint
-from cpm_edge.exporter.disk import disk_errors
 from cpm_edge.exporter.errors import CheckpointError, ExportError
+from cpm_edge.exporter.weight_file import Region
 from cpm_edge.quant import (
     Policy,
     QuantError,
@@ -37,7 +36,6 @@ Result = TypeVar("Result")
 
 WORKERS = min(os.cpu_count() or 1, 8)
 BLOCK_ELEMENTS = 1 << 20  # 4 MiB of float32
-ALIGNMENT = 4096  # a page, so that engines can map the data
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -266,52 +264,3 @@ class _named:  # noqa: N801 - reads as a statement: with _named(name, row)
         if isinstance(error, QuantError):
             row = "" if error.row is None else f" row {self._start + error.row}"
             raise CheckpointError(f"tensor {self._name}:{row} {error.text}", hint=error.hint) from error
-
-
-@dataclass(frozen=True)
-class Region:
-    """Where data lies in a weight file, in bytes."""
-
-    offset: int
-    length: int
-
-
-class WeightFile:
-    """Appends page-aligned tensors to one file.
-
-    Args:
-        path: created, or continued where ``append`` is set.
-    """
-
-    def __init__(self, path: Path, *, append: bool = False) -> None:
-        self.path = path
-        self._append = append
-        self._file: BinaryIO | None = None
-        self._offset = 0
-
-    def __enter__(self) -> WeightFile:
-        self._file = self.path.open("ab" if self._append else "wb")
-        self._offset = self._file.tell()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._file is not None
-        with disk_errors(self.path):
-            self._file.close()
-
-    def add(self, blocks: Iterable[Rows]) -> Region:
-        """Write the blocks one after another.
-
-        Raises:
-            ExportError: the disk is full or cannot be written.
-        """
-        assert self._file is not None
-        with disk_errors(self.path):
-            padding = -self._offset % ALIGNMENT
-            self._file.write(b"\0" * padding)
-            start = self._offset = self._offset + padding
-            for block in blocks:
-                self._offset += self._file.write(np.ascontiguousarray(block).data.cast("B"))
-        return Region(start, self._offset - start)

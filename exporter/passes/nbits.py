@@ -14,7 +14,8 @@ from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.passes.builder import Builder
 from cpm_edge.exporter.passes.grouped_query import MICROSOFT
 from cpm_edge.exporter.passes.linear import Linear, replace_linears
-from cpm_edge.exporter.weights import ModelWeights, Region, WeightFile
+from cpm_edge.exporter.weight_file import Region, WeightFile
+from cpm_edge.exporter.weights import ModelWeights
 from cpm_edge.quant import Scheme, WeightFormat, matmulnbits
 
 _FLOAT = {

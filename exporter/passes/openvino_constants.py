@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.passes.openvino_weights import OpenVinoWeights
-from cpm_edge.exporter.weights import Region, WeightFile
+from cpm_edge.exporter.weight_file import Region, WeightFile
 
 
 def attach_constants(

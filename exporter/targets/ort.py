@@ -14,7 +14,7 @@ from cpm_edge.exporter.passes.context_inputs import past_from_attention_mask
 from cpm_edge.exporter.passes.grouped_query import lower_dense_attention
 from cpm_edge.exporter.passes.nbits import NBitsWeights
 from cpm_edge.exporter.targets.common import BuildJob, Built
-from cpm_edge.exporter.weights import WeightFile
+from cpm_edge.exporter.weight_file import WeightFile
 from cpm_edge.plugins import VERSION
 from cpm_edge.plugins.sparse_attention.body import functions
 from cpm_edge.quant import WeightFormat
