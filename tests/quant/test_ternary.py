@@ -33,6 +33,10 @@ def bf16(values: npt.NDArray[Any]) -> Floats:
     return from_bf16_bits(to_bf16_bits(values.astype(np.float32)))
 
 
+def floats(rows: list[list[float]]) -> Floats:
+    return np.array(rows, np.float32)
+
+
 def ternary(rows: int, cols: int, group: int, seed: int, wide: bool = False) -> tuple[Floats, Floats, Any]:
     """A matrix, its scales (rows, groups) and its signs (rows, cols)."""
     rng = np.random.default_rng(seed)
@@ -85,7 +89,7 @@ def test_a_fourth_value_is_named(case: tuple[int, int, int, int], factor: float)
     weight, _, _ = ternary(rows, cols, group, seed)
     rng = np.random.default_rng(seed)
     row, part = int(rng.integers(rows)), int(rng.integers(cols // 32))
-    weight[row, 32 * part : 32 * part + 2] = np.abs(weight).max() * np.float32([1, factor])
+    weight[row, 32 * part : 32 * part + 2] = np.abs(weight).max() * np.array([1, factor], np.float32)
     with pytest.raises(QuantError, match="hold the magnitudes") as caught:
         find_ternary(weight)
     assert caught.value.row == row
@@ -141,7 +145,7 @@ def test_zeros() -> None:
 
 @pytest.mark.parametrize("scale", [1 / 3, 2.0**-15 * (1 + 2.0**-10), 70000.0, 1e-30])
 def test_scales_beyond_float16_are_wide(scale: float) -> None:
-    weight = np.float32(scale) * np.float32([[1, -1, 0, 1] * 8])
+    weight = floats([[1, -1, 0, 1] * 8]) * np.float32(scale)
     assert find_ternary(weight) == (32, False)
     with pytest.raises(QuantError, match=r"row 0 has the scale .*, which float16 does not hold"):
         quantize(weight, Scheme(TERNARY, 32))
@@ -152,7 +156,7 @@ def test_scales_beyond_float16_are_wide(scale: float) -> None:
 
 
 def test_the_smallest_scales_that_float16_holds() -> None:
-    weight = np.float32([[2.0**-24, 0, 0, -(2.0**-24)]])
+    weight = floats([[2.0**-24, 0, 0, -(2.0**-24)]])
     assert find_ternary(weight) == (4, True)
     np.testing.assert_array_equal(quantize_ternary(weight).dequantize(), weight)
 
@@ -169,7 +173,7 @@ def test_int4_keeps_ternary_groups(case: tuple[int, int, int, int]) -> None:
 
 
 def test_int4_rounds_what_is_not_quite_ternary() -> None:
-    weight = np.float32([[0.5, -0.5, 0.25, 0] * 8, [1 / 3, -1 / 3, 0, 0] * 8])
+    weight = floats([[0.5, -0.5, 0.25, 0] * 8, [1 / 3, -1 / 3, 0, 0] * 8])
     q = quantize(weight, Scheme(WeightFormat.INT4, 32))
     np.testing.assert_array_equal(q.codes[:, :4], [[15, 0, 12, 8], [15, 0, 8, 8]])
 
@@ -191,7 +195,7 @@ def test_packing_round_trip(rows: int, count: int, seed: int) -> None:
 
 
 def test_the_first_column_has_the_lowest_bits() -> None:
-    assert pack_ternary(np.uint8([[0, 1, 2, 3, 2, 0, 0, 0]])).tolist() == [[0b11100100, 0b10]]
+    assert pack_ternary(np.array([[0, 1, 2, 3, 2, 0, 0, 0]], np.uint8)).tolist() == [[0b11100100, 0b10]]
 
 
 def test_what_does_not_pack_is_refused() -> None:
@@ -200,7 +204,7 @@ def test_what_does_not_pack_is_refused() -> None:
     with pytest.raises(QuantError, match=r"expected 0\.\.3, got 4"):
         pack_ternary(np.full((2, 8), 4, np.uint8))
     with pytest.raises(QuantError, match="expected uint8"):
-        pack_ternary(np.zeros((2, 8), np.int8))  # type: ignore[arg-type]
+        pack_ternary(np.zeros((2, 8), np.int8))
     with pytest.raises(QuantError, match="multiple of 4 columns, got 30"):
         find_ternary(np.ones((2, 30), np.float32))
     with pytest.raises(QuantError, match="96 columns cannot be split into groups of 64"):

@@ -109,7 +109,8 @@ def test_native_panels_hold_the_checkpoint(bundles: Bundles, variant: str) -> No
             continue
         assert kind == "u8"
         weight = np.concatenate([tensors[name] for name in names])
-        shape = NBitsShape(*weight.shape, bits=2, group=groups[panels])
+        rows, cols = weight.shape
+        shape = NBitsShape(rows, cols, 2, groups[panels])
         codes = (signs(weight) + 1).astype(np.uint8)
         scales = scales_of(weight, shape.group_cols).astype(np.float16)
         np.testing.assert_array_equal(data, reference.pack(shape, codes, scales, None).reshape(-1))
