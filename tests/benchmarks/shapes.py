@@ -30,10 +30,10 @@ TINY: dict[str, Any] = {
 }
 
 
-def write_shape(folder: Path, **changes: Any) -> Path:
+def write_shape(folder: Path, config: dict[str, Any] = TINY, **changes: Any) -> Path:
     """A config.json for ``--shape``."""
     path = folder / "tiny.json"
-    path.write_text(json.dumps({**TINY, **changes}), encoding="utf-8")
+    path.write_text(json.dumps({**config, **changes}), encoding="utf-8")
     return path
 
 

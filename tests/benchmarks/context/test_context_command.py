@@ -23,7 +23,7 @@ def in_process(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_table(tmp_path: Path) -> None:
-    shape = write_shape(tmp_path, sparse_config=VARIANTS["sparse"]["sparse_config"])
+    shape = write_shape(tmp_path, VARIANTS["sparse"])
     llama = program(tmp_path, f"print('''{ROW}''')")
     result = bench(
         *["context", "--shape", shape, "--context", "300,20", "--new-tokens", 3, "--repeat", 1],
@@ -37,14 +37,14 @@ def test_every_table(tmp_path: Path) -> None:
     assert speeds["llama.cpp Q4_0, -fa 1"] == {"20": [61.5]}, "peers stop at --peer-context"
     for row in ("sparse", "dense"):
         assert all(seconds > 0 for (seconds,) in results["decode"]["attention_seconds"][row].values())
-    # 2 layers, 2 kv heads of 32 halves. Sparse rows read 5 blocks of 16, the last up to the row, and windows.
+    # 2 layers, 2 kv heads of 16 halves. Sparse rows read 5 blocks of 16, the last up to the row, and windows.
     roofline = results["decode"]["roofline"]
-    per_row = 2 * 2 * 2 * 32 * 2
+    per_row = 2 * 2 * 2 * 16 * 2
     assert roofline["dense"]["300"]["cache_bytes"] == per_row * 302
     assert roofline["sparse"]["20"]["cache_bytes"] == per_row * 22
     sparse = [4 * 16 + position % 16 + 1 for position in (300, 301, 302)]
     windows = [(position + 1 - 8) // 4 + 1 for position in (300, 301, 302)]
-    expected = sum(per_row * rows + 2 * 2 * 32 * 4 * n for rows, n in zip(sparse, windows, strict=True)) / 3
+    expected = sum(per_row * rows + 2 * 2 * 16 * 4 * n for rows, n in zip(sparse, windows, strict=True)) / 3
     assert roofline["sparse"]["300"]["cache_bytes"] == pytest.approx(expected)
 
     prefill = results["prefill"]
@@ -54,14 +54,14 @@ def test_every_table(tmp_path: Path) -> None:
     assert prefill["summary"]["stock_is_extrapolated"] and prefill["summary"]["ours_over_stock"] > 0
 
     memory = results["memory"]
-    assert memory["context"] == 300 and memory["keys_and_values"] == 2 * 2 * 2 * 32 * 2 * 300
-    assert memory["pooled_keys"] == 2 * 2 * 32 * 4 * 300 // 4
+    assert memory["context"] == 300 and memory["keys_and_values"] == 2 * 2 * 2 * 16 * 2 * 300
+    assert memory["pooled_keys"] == 2 * 2 * 16 * 4 * 300 // 4
     parts = ("weights", "keys_and_values", "pooled_keys", "scratch", "rest")
     assert sum(memory[part] for part in parts) == memory["resident"] <= memory["peak"]
 
 
 def test_parts_that_were_not_asked_for_are_left_out(tmp_path: Path) -> None:
-    shape = write_shape(tmp_path, sparse_config=VARIANTS["sparse"]["sparse_config"])
+    shape = write_shape(tmp_path, VARIANTS["sparse"])
     result = bench(
         *["context", "--shape", shape, "--context", 40, "--new-tokens", 1, "--repeat", 1],
         *["--prefill-to", 0, "--no-dense", "--json", tmp_path / "out.json"],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -13,7 +14,7 @@ from cpm_edge.benchmarks.shape import Shape
 from cpm_edge.exporter.checkpoint import open_checkpoint
 from tests.benchmarks.shapes import TINY, write_shape
 
-WIDE = {"hidden_size": 256, "intermediate_size": 512}
+WIDE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512}
 
 
 @pytest.mark.parametrize("format_", ["Q4_0", "TQ2_0"])
