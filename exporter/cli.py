@@ -129,7 +129,7 @@ def _list_models(context: click.Context, _: click.Parameter, value: bool) -> Non
 def main(as_json: bool, group_size: str | None, **arguments: Any) -> None:
     """Export a MiniCPM (or Llama) checkpoint to a bundle that cpm-run runs."""
     options = ExportOptions(group_size=int(group_size) if group_size else None, **arguments)
-    check_packages(options.target)
+    check_packages(options.target, options.flavour)
     # Imported here, so that --help is instant and the check above comes first.
     from cpm_edge.exporter.export import export
     from cpm_edge.exporter.progress import Progress

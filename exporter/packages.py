@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from cpm_edge.runtimes.errors import missing_dependency
+from cpm_edge.plugins.native import REBUILD, NativeError, extension_path
+from cpm_edge.runtimes.errors import BackendError, missing_dependency
 
 # Module to the extra of cpm-edge that installs it. Packages that only some checkpoints need are not here.
 ALWAYS = dict.fromkeys(("gguf", "ml_dtypes", "onnx", "onnx_ir", "onnxscript", "torch"), "export")
@@ -14,13 +15,20 @@ BY_TARGET = {
 }
 
 
-def check_packages(target: str) -> None:
-    """Look for the packages of one target without importing them.
+def check_packages(target: str, flavour: str = "stock") -> None:
+    """Look for the packages of one target, and the libraries of one flavour, without loading them.
 
     Raises:
-        BackendError: names the first one that is not installed, and one pip line for all that are missing.
+        BackendError: names the first one that is not installed, and one pip line for all that are missing;
+            or says that the native libraries were not built.
     """
     needed = ALWAYS | BY_TARGET[target]
     missing = [module for module in needed if find_spec(module) is None]
     if missing:
         raise missing_dependency(missing[0], ",".join(sorted({needed[module] for module in missing})))
+    if flavour == "native":
+        try:
+            extension_path()
+        except NativeError as error:
+            hint = f"{REBUILD} Or use --flavour stock."
+            raise BackendError(f"--flavour native: {error}", hint=hint) from error

@@ -23,6 +23,12 @@ import numpy.typing as npt
 ABI_VERSION = 1
 _NAMES = ("libcpm_kernels.so", "cpm_kernels.dll")
 _EXTENSIONS = ("libcpm_openvino.so", "cpm_openvino.dll")
+_NO_KERNELS = "the native kernels were not built: no C++ compiler was at hand when cpm-edge was installed"
+# What repairs every NativeError about the libraries themselves.
+REBUILD = (
+    "install a C++17 compiler and openvino, then in the folder of cpm-edge's sources: "
+    "pip install --force-reinstall --no-deps --no-build-isolation ."
+)
 
 
 class Isa(enum.IntEnum):
@@ -51,16 +57,32 @@ def extension_path() -> Path:
     """The OpenVINO extension, which lies beside the kernels.
 
     Raises:
-        NativeError: it was not built.
+        NativeError: it, or the kernels, were not built.
     """
     kernels = library_path()
-    folder = kernels.parent if kernels else Path(__file__).parent / "lib"
-    found = next((folder / name for name in _EXTENSIONS if (folder / name).is_file()), None)
+    if kernels is None:
+        raise NativeError(_NO_KERNELS)
+    found = next((kernels.parent / name for name in _EXTENSIONS if (kernels.parent / name).is_file()), None)
     if found is None:
         raise NativeError(
-            "the OpenVINO extension was not built: openvino was not installed when cpm-edge was"
+            "the OpenVINO extension was not built: openvino was not at hand when cpm-edge was installed"
         )
     return found
+
+
+def load_extension(core: Any) -> None:
+    """Teach an ``openvino.Core`` the cpm ops.
+
+    Raises:
+        NativeError: the extension or the kernels are missing, or do not fit this openvino.
+    """
+    path = extension_path()
+    library()
+    try:
+        core.add_extension(str(path))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].rpartition("This error happened: ")[2]
+        raise NativeError(f"{path.name} cannot be loaded: {reason}") from error
 
 
 @functools.cache
@@ -72,7 +94,7 @@ def library() -> ctypes.CDLL:
     """
     path = library_path()
     if path is None:
-        raise NativeError("the native kernels were not built: install cpm-edge again where g++ is available")
+        raise NativeError(_NO_KERNELS)
     try:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from cpm_edge.plugins.native import NativeError, best_isa, extension_path
+from cpm_edge.plugins.native import REBUILD, NativeError, best_isa, load_extension
 from cpm_edge.plugins.session import NativeSession
 from cpm_edge.plugins.sparse_attention.pooling import pool_keys
 from cpm_edge.runtimes.bundle import Bundle, check_engine
@@ -49,16 +49,16 @@ def open_engine(
         )
     core = openvino.Core()
     try:
-        core.add_extension(str(extension_path()))
+        load_extension(core)
+    except NativeError as error:
+        raise BackendError(str(error), hint=f"{REBUILD} Or export with --flavour stock.") from error
+    try:
         model = core.read_model(bundle.file(MODEL))
         decode = _static_decode(model.clone())
         options = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY"}
         compiled = [core.compile_model(graph, "CPU", options) for graph in (model, decode)]
-    except (NativeError, RuntimeError) as error:
-        raise BackendError(
-            f"OpenVINO cannot open {MODEL}: {error}",
-            hint="reinstall cpm-edge beside this openvino and a compiler, or export with --flavour stock",
-        ) from error
+    except RuntimeError as error:
+        raise BackendError(f"OpenVINO cannot open {MODEL}: {error}") from error
     return OpenVinoNativeEngine(compiled, bundle, threads or os.cpu_count() or 1, max_context)
 
 

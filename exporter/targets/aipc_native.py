@@ -13,7 +13,7 @@ from cpm_edge.exporter.passes.native_weights import NativeWeights
 from cpm_edge.exporter.passes.openvino_constants import attach_constants
 from cpm_edge.exporter.passes.openvino_names import renumber
 from cpm_edge.exporter.targets.common import BuildJob
-from cpm_edge.plugins.native import NativeError, extension_path
+from cpm_edge.plugins.native import REBUILD, NativeError, load_extension
 
 MODEL = "openvino_native.xml"
 DATA = "openvino_native.bin"
@@ -39,12 +39,9 @@ def build_native(job: BuildJob) -> dict[str, Any]:
                 job.model.graph.inputs.append(value)
     core = ov.Core()
     try:
-        core.add_extension(str(extension_path()))
-    except (NativeError, RuntimeError) as error:
-        raise ExportError(
-            f"--flavour native: {error}",
-            hint="install cpm-edge where g++ is available, or use --flavour stock",
-        ) from error
+        load_extension(core)
+    except NativeError as error:
+        raise ExportError(f"--flavour native: {error}", hint=f"{REBUILD} Or use --flavour stock.") from error
     model = core.read_model(ir.serde.serialize_model(job.model).SerializeToString())
     weights = NativeWeights(model, job.weights, plan)
     weights.replace_parameters()
