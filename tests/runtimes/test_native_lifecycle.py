@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +18,11 @@ from cpm_edge.runtimes.errors import BackendError
 from cpm_edge.runtimes.session import Engine, FloatArray, Session
 from tests.support.bundles import NATIVE, Bundles
 from tests.support.checkpoints import prompt
+from tests.support.threads import await_end, needs_proc, thread_ids
 
 LONG, SHORT = prompt(230, seed=1), prompt(41, seed=2)
 # Generous: it only has to tell a slow process from one that hangs.
 PATIENCE = 120
-TASKS = Path("/proc/self/task")
 
 
 def with_threads(bundles: Bundles, threads: int) -> Engine:
@@ -56,10 +55,6 @@ def in_threads(*works: Callable[[], None]) -> None:
         assert not thread.is_alive()
     if failures:
         raise failures[0]
-
-
-def threads_of_this_process() -> int:
-    return len(list(TASKS.iterdir()))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -145,21 +140,24 @@ def test_a_busy_session_does_not_starve_another(bundles: Bundles, busy: str) -> 
     in_threads(endless, finite)
 
 
-@pytest.mark.skipif(not TASKS.is_dir(), reason="counts threads in /proc")
+@needs_proc
 def test_threads_end_with_the_session_closed_or_collected(bundles: Bundles) -> None:
     engine = with_threads(bundles, 4)
     with engine.session() as session:
         session.forward(SHORT)
-    usual = threads_of_this_process()
+    usual = thread_ids()
     session = engine.session()
     session.forward(SHORT)
+    own = thread_ids() - usual
     twin = session.fork()
-    assert threads_of_this_process() == usual + 6
+    own_of_twin = thread_ids() - usual - own
+    assert (len(own), len(own_of_twin)) == (3, 3)
     session.close()
-    assert threads_of_this_process() == usual + 3
+    await_end(own)
+    assert twin.forward([1]).shape == (session.vocab_size,)
     del twin
     gc.collect()
-    assert threads_of_this_process() == usual
+    await_end(own_of_twin)
 
 
 def test_closing_twice_and_use_after_it(bundles: Bundles) -> None:
