@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -160,6 +161,7 @@ def _write_checkpoint(shape: Shape, path: Path, ternary: bool) -> None:
 
 
 def _export(checkpoint: Path, output: Path, build: Build) -> None:
+    from cpm_edge.exporter.errors import ExportWarning
     from cpm_edge.exporter.export import export
     from cpm_edge.exporter.options import ExportOptions
 
@@ -173,7 +175,10 @@ def _export(checkpoint: Path, output: Path, build: Build) -> None:
         attention=build.attention,
         verify=False,
     )
-    export(options, Progress(enabled=False))
+    with warnings.catch_warnings():
+        # That random ternary weights are quantized again is what was asked for.
+        warnings.simplefilter("ignore", ExportWarning)
+        export(options, Progress(enabled=False))
 
 
 def _write_gguf(checkpoint: Path, file: Path, format_: str) -> None:

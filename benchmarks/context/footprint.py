@@ -10,7 +10,7 @@ from rich.table import Table
 
 from cpm_edge.benchmarks.context.decode import fill
 from cpm_edge.benchmarks.context.synthetic import Synthetic
-from cpm_edge.benchmarks.memory import resident_bytes, resident_of_file
+from cpm_edge.benchmarks.memory import resident_bytes, resident_of_file, return_freed_memory
 from cpm_edge.benchmarks.peers.peer import FIRST_TOKEN
 from cpm_edge.runtimes import open_engine
 from cpm_edge.runtimes.bundle import open_bundle
@@ -31,39 +31,43 @@ def footprint(path: Path, context: int, threads: int) -> dict[str, int]:
     """Bytes at ``context`` tokens, the last of which came by a prefill chunk and a few decode steps.
 
     Returns:
-        peak: VmHWM. resident: now, the sum of the following. weights: mapped from the bundle.
-        keys_and_values, pooled_keys: the cache. scratch: what the first steps added. rest: Python, libraries,
-        compiled graphs. All 0 where the system does not tell.
+        resident: the sum of weights (mapped from the bundle), keys_and_values and pooled_keys (the cache),
+        scratch (what the first steps added) and rest (Python, libraries, compiled graphs). Beside it: peak
+        (VmHWM), and given_back: smaller caches, freed as the cache grew, that the C library keeps for later
+        and gave back when it was asked to. All 0 where the system does not tell.
     """
     bundle = open_bundle(path)
     cache = bundle.manifest.cache
     engine = open_engine(bundle, threads=threads, max_context=context)
+    chunk = max(1, min(PREFILL_CHUNK, context // 2))
+    steps = min(NEW_TOKENS, context - chunk)
     with engine.session() as session:
         assert isinstance(session, OpenVinoNativeSession)
-        chunk = max(1, min(PREFILL_CHUNK, context // 2))
-        filled = context - chunk - NEW_TOKENS
         # Rows repeat after a while: the draw itself must not show in the peak.
-        synthetic = Synthetic(cache["kv_heads"], min(filled, PREFILL_CHUNK), cache["head_dim"])
-        fill(session, filled, synthetic)
-        before = sum(resident_bytes().values()) - resident_of_file(WEIGHTS)
+        synthetic = Synthetic(cache["kv_heads"], PREFILL_CHUNK, cache["head_dim"])
+        fill(session, context - chunk - steps, synthetic)
+        grown = sum(resident_bytes().values())
+        return_freed_memory()
+        before = sum(resident_bytes().values())
         session.forward([FIRST_TOKEN] * chunk)
-        for _ in range(NEW_TOKENS):
+        for _ in range(steps):
             session.forward([FIRST_TOKEN])
         resident, weights = sum(resident_bytes().values()), resident_of_file(WEIGHTS)
         # Pages of the cache that no row has reached yet are not in memory.
         reached = session.position / session.capacity
         pooled = int(session.pooled_bytes() * reached)
         rows = int(session.cache_bytes() * reached) - pooled
-    appended = (rows + pooled) * (chunk + NEW_TOKENS) // context
+    appended = (rows + pooled) * (chunk + steps) // context
     scratch = max(0, resident - weights - before - appended)
     return {
-        "peak": peak_rss() or 0,
-        "resident": resident,
         "weights": weights,
         "keys_and_values": rows,
         "pooled_keys": pooled,
         "scratch": scratch,
         "rest": resident - weights - rows - pooled - scratch,
+        "resident": resident,
+        "given_back": max(0, grown - before),
+        "peak": peak_rss() or 0,
     }
 
 
@@ -76,6 +80,7 @@ def footprint_table(found: dict[str, int], context: int) -> Table:
         "scratch": "scratch of prefill and decode steps",
         "rest": "Python, libraries, compiled graphs",
         "resident": "resident, sum of the above",
+        "given_back": "besides: freed as the cache grew, kept by the C library",
         "peak": "peak (VmHWM)",
     }
     for key, name in names.items():
