@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cpm_edge.exporter.configs import LlamaConfig
+from cpm_edge.exporter.configs.llama import CAPACITY
 from cpm_edge.exporter.configs.rope import RopeTable
 from cpm_edge.exporter.models.llama import Cache
 from cpm_edge.exporter.weights import EMBEDDING, HEAD
@@ -48,9 +49,14 @@ def load_weights(module: nn.Module, prefix: str, read: Read, tied: bool) -> None
 
 
 def empty_caches(config: LlamaConfig, capacity: int, batch: int = 1) -> list[Cache]:
-    """Zeroed caches of every layer: key and value (B, kv heads, capacity, head_dim)."""
-    shape = (batch, config.num_key_value_heads, capacity, config.head_dim)
-    return [(torch.zeros(shape), torch.zeros(shape)) for _ in range(config.num_hidden_layers)]
+    """Zeroed caches of every layer, with room for ``capacity`` tokens."""
+    return [empty_cache(config, layer, capacity, batch) for layer in range(config.num_hidden_layers)]
+
+
+def empty_cache(config: LlamaConfig, layer: int, capacity: int, batch: int = 1) -> Cache:
+    """The zeroed cache of one layer."""
+    shapes = config.layer_caches(layer).values()
+    return tuple(torch.zeros(batch, *(capacity if d == CAPACITY else int(d) for d in s)) for s in shapes)
 
 
 @torch.no_grad()
@@ -74,8 +80,7 @@ def run_streamed(
     keys = []
     for index, layer in enumerate(model.model.layers):
         load_weights(layer, f"model.layers.{index}.", read, tied)
-        shape = (1, config.num_key_value_heads, len(token_ids), config.head_dim)
-        hidden, present = layer(hidden, (cos, sin), past, (torch.zeros(shape), torch.zeros(shape)))
+        hidden, present = layer(hidden, (cos, sin), past, empty_cache(config, index, len(token_ids)))
         keys.append(present[0][0].numpy())
         layer.to_empty(device="meta")
     load_weights(model.model.norm, "model.norm.", read, tied)

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cpm_edge.exporter.configs import LlamaConfig
+from cpm_edge.exporter.configs.llama import CAPACITY
 from cpm_edge.exporter.configs.rope import RopeTable
 from cpm_edge.exporter.weights import EMBEDDING, HEAD
 from cpm_edge.plugins import DOMAIN, VERSION
@@ -27,6 +29,7 @@ from cpm_edge.plugins import DOMAIN, VERSION
 OPSET = 23
 PARTS = "cpm.parts"
 INT64_MAX = 2**63 - 1
+_CACHES = 4  # arguments of a layer before its caches
 
 
 class _Embed(nn.Module):
@@ -44,9 +47,9 @@ class _Layer(nn.Module):
         self.part = layer
 
     def forward(
-        self, hidden: Tensor, cos: Tensor, sin: Tensor, past_length: Tensor, key: Tensor, value: Tensor
+        self, hidden: Tensor, cos: Tensor, sin: Tensor, past_length: Tensor, *cache: Tensor
     ) -> tuple[Tensor, ...]:
-        output, present = self.part(hidden, (cos, sin), past_length, (key, value))
+        output, present = self.part(hidden, (cos, sin), past_length, cache)
         return (output, *present)
 
 
@@ -64,9 +67,9 @@ def trace(model_class: type[nn.Module], config: LlamaConfig, rope: RopeTable) ->
 
     Returns:
         A model with inputs ``input_ids`` (batch, sequence), ``past_length`` (batch,), ``logits_from`` (1,)
-        (the first row that gets logits) and ``past_key_values.N.key|value``; outputs ``logits`` and
-        ``present.N.key|value``; initializers named like the checkpoint's tensors, without data, and
-        ``rotary.inv_freq``.
+        (the first row that gets logits) and ``past_key_values.N.PORT``; outputs ``logits`` and
+        ``present.N.PORT``; initializers named like the checkpoint's tensors, without data, and
+        ``rotary.inv_freq``. The ports of a layer are those of ``config.layer_caches``.
     """
     samples = _Samples(config)
     with samples.fake:
@@ -80,8 +83,16 @@ def trace(model_class: type[nn.Module], config: LlamaConfig, rope: RopeTable) ->
     for index, layer in enumerate(layers):
         kind = config.layer_kind(index)
         if kind not in parts:
-            parts[kind] = _export(_Layer(layer), samples.layer(), kind)
+            parts[kind] = _export(_Layer(layer), samples.layer(index), kind)
     return _compose(config, parts)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """A fake input and which of its dimensions vary."""
+
+    tensor: Tensor
+    dynamic: tuple[int, ...]
 
 
 class _Samples:
@@ -91,48 +102,41 @@ class _Samples:
         self.fake = FakeTensorMode()
         self._config = config
 
-    def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    def _sample(
+        self, *shape: int, dynamic: tuple[int, ...] = (0, 1), dtype: torch.dtype = torch.float32
+    ) -> _Sample:
         with self.fake:
-            return torch.empty(*shape, dtype=dtype)
+            return _Sample(torch.empty(*shape, dtype=dtype), dynamic)
 
-    def embed(self) -> dict[str, Tensor]:
-        return {
-            "input_ids": self._empty(2, 3, dtype=torch.int64),
-            "past_length": self._empty(2, dtype=torch.int64),
-        }
+    def _past_length(self) -> _Sample:
+        return self._sample(2, dynamic=(0,), dtype=torch.int64)
 
-    def layer(self) -> dict[str, Tensor]:
+    def embed(self) -> list[_Sample]:
+        return [self._sample(2, 3, dtype=torch.int64), self._past_length()]
+
+    def layer(self, index: int) -> list[_Sample]:
         config = self._config
-        half, heads = config.head_dim // 2, config.num_key_value_heads
-        return {
-            "hidden": self._empty(2, 3, config.hidden_size),
-            "cos": self._empty(2, 3, half),
-            "sin": self._empty(2, 3, half),
-            "past_length": self._empty(2, dtype=torch.int64),
-            "key": self._empty(2, heads, 7, config.head_dim),
-            "value": self._empty(2, heads, 7, config.head_dim),
-        }
+        half = config.rope.head_dim // 2
+        hidden, cos, sin = (self._sample(2, 3, size) for size in (config.hidden_size, half, half))
+        caches = []
+        for shape in config.layer_caches(index).values():
+            sizes = [7 if size == CAPACITY else int(size) for size in shape]
+            varying = (i + 1 for i, size in enumerate(shape) if size == CAPACITY)
+            caches.append(self._sample(2, *sizes, dynamic=(0, *varying)))
+        return [hidden, cos, sin, self._past_length(), *caches]
 
-    def head(self) -> dict[str, Tensor]:
-        return {"hidden": self._empty(2, 3, self._config.hidden_size)}
-
-
-_DYNAMIC = {
-    "input_ids": (0, 1),
-    "hidden": (0, 1),
-    "cos": (0, 1),
-    "sin": (0, 1),
-    "past_length": (0,),
-    "key": (0, 2),
-    "value": (0, 2),
-}
+    def head(self) -> list[_Sample]:
+        return [self._sample(2, 3, self._config.hidden_size)]
 
 
-def _export(module: nn.Module, samples: dict[str, Tensor], name: str) -> ir.Function:
+def _export(module: nn.Module, samples: list[_Sample], name: str) -> ir.Function:
     """Export one part as a function whose trailing inputs are its weights."""
-    dynamic = {key: dict.fromkeys(_DYNAMIC[key], torch.export.Dim.DYNAMIC) for key in samples}
+    tensors = tuple(sample.tensor for sample in samples)
+    dynamic: list[Any] = [dict.fromkeys(sample.dynamic, torch.export.Dim.DYNAMIC) for sample in samples]
+    if isinstance(module, _Layer):
+        dynamic[_CACHES:] = [tuple(dynamic[_CACHES:])]
     with _quiet_exporter():
-        exported = torch.export.export(module, (), samples, dynamic_shapes=dynamic, strict=False)
+        exported = torch.export.export(module, tensors, dynamic_shapes=tuple(dynamic), strict=False)
         program = torch.onnx.export(exported, dynamo=True, opset_version=OPSET, optimize=False, verbose=False)
     assert program is not None
     graph = program.model.graph
@@ -192,13 +196,13 @@ def _compose(config: LlamaConfig, parts: dict[str, ir.Function]) -> ir.Model:
     inputs, outputs = [input_ids, past_length, logits_from], []
     hidden, cos, sin = composer.call("embed", "", [input_ids, past_length])
     for index in range(config.num_hidden_layers):
-        shape = ["batch", config.num_key_value_heads, "capacity", config.head_dim]
-        past = [_input(f"past_key_values.{index}.{part}", shape) for part in ("key", "value")]
+        caches = {port: ["batch", *shape] for port, shape in config.layer_caches(index).items()}
+        past = [_input(f"past_key_values.{index}.{port}", shape) for port, shape in caches.items()]
         inputs += past
         arguments = [hidden, cos, sin, past_length, *past]
         hidden, *present = composer.call(config.layer_kind(index), f"model.layers.{index}.", arguments)
-        for part, value in zip(("key", "value"), present, strict=True):
-            outputs.append(_named(value, f"present.{index}.{part}", shape))
+        for (port, shape), value in zip(caches.items(), present, strict=True):
+            outputs.append(_named(value, f"present.{index}.{port}", shape))
     hidden = _rows_from(composer, hidden, logits_from)
     (logits,) = composer.call("head", "", [hidden])
     outputs.insert(0, _named(logits, "logits", ["batch", "rows", config.vocab_size]))

@@ -11,6 +11,10 @@ from cpm_edge.exporter.configs.rope import Rope
 from cpm_edge.exporter.errors import ConfigError
 from cpm_edge.plugins.sparse_attention.spec import SparseAttentionSpec
 
+# In the shape of a cache: as many rows as the context has room for.
+CAPACITY = "capacity"
+CacheShape = tuple[int | str, ...]
+
 
 @dataclass(frozen=True)
 class LlamaConfig:
@@ -49,6 +53,11 @@ class LlamaConfig:
     def layer_kind(self, layer: int) -> str:
         """Layers of one kind have the same graph and are traced once."""
         return "decoder"
+
+    def layer_caches(self, layer: int) -> dict[str, CacheShape]:
+        """What one layer keeps of one sequence: shapes by the names of the graph's ports."""
+        rows: CacheShape = (self.num_key_value_heads, CAPACITY, self.head_dim)
+        return {"key": rows, "value": rows}
 
     @property
     def max_context(self) -> int:

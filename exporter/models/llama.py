@@ -9,7 +9,7 @@ from cpm_edge.exporter.configs import LlamaConfig
 from cpm_edge.exporter.configs.rope import RopeTable
 from cpm_edge.exporter.ops.sparse_attention import sparse_attention
 
-Cache = tuple[Tensor, Tensor]  # key, value: (B, kv heads, C, head_dim)
+Cache = tuple[Tensor, ...]  # what config.layer_caches names, with a batch in front
 Rotation = tuple[Tensor, Tensor]  # cos, sin: (B, T, head_dim / 2)
 
 
@@ -30,8 +30,9 @@ class Attention(nn.Module):
         query = rotate(self.q_proj(hidden), rotation, self.spec.num_heads)
         key = rotate(self.k_proj(hidden), rotation, self.spec.kv_num_heads)
         value = self.v_proj(hidden)
-        output, *present = sparse_attention(query, key, value, *cache, past_length, spec=self.spec)
-        return self.o_proj(output), (present[0], present[1])
+        keys, values = cache
+        output, *present = sparse_attention(query, key, value, keys, values, past_length, spec=self.spec)
+        return self.o_proj(output), tuple(present)
 
 
 class MLP(nn.Module):
@@ -102,7 +103,7 @@ class Model(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-        self.rotary = Rotary(config.head_dim // 2)
+        self.rotary = Rotary(len(rope.inv_freq))
 
     def embed(self, input_ids: Tensor, past_length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T) ids to hidden (B, T, hidden) and the rotation of their positions."""
@@ -125,7 +126,7 @@ class Model(nn.Module):
         Args:
             input_ids: (B, T) int64.
             past_length: (B,) int64 rows already in the caches.
-            caches: key and value (B, kv heads, C, head_dim) a layer.
+            caches: of each layer.
         """
         hidden, cos, sin = self.embed(input_ids, past_length)
         presents = []
