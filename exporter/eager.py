@@ -26,7 +26,8 @@ class EagerRun:
 
     Attributes:
         logits: float32 (T, vocab).
-        keys: float32 (kv heads, T, head_dim) of each layer, after RoPE: they show where two runs part.
+        keys: float32 of each layer, (kv heads, T, head_dim) after RoPE or a recurrent layer's last state
+            (heads, D, D): they show where two runs part.
     """
 
     logits: npt.NDArray[np.float32]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cpm_edge.exporter.configs import LlamaConfig, MiniCPMConfig
+from cpm_edge.exporter.configs import LlamaConfig, MiniCPMConfig, MiniCPMSALAConfig
 from cpm_edge.exporter.errors import ConfigError
 
 
@@ -39,6 +39,9 @@ ARCHITECTURES = {
     ),
     "MiniCPMForCausalLM": Architecture(
         "minicpm", MiniCPMConfig, f"{_MODELS}.minicpm", "MiniCPM 1B, 2B, 2B-128k, 4, 4.1, BitCPM4"
+    ),
+    "MiniCPMSALAForCausalLM": Architecture(
+        "minicpm_sala", MiniCPMSALAConfig, f"{_MODELS}.minicpm_sala", "MiniCPM-SALA"
     ),
 }
 

@@ -2,5 +2,6 @@
 
 from cpm_edge.exporter.configs.llama import LlamaConfig
 from cpm_edge.exporter.configs.minicpm import MiniCPMConfig
+from cpm_edge.exporter.configs.minicpm_sala import MiniCPMSALAConfig
 
-__all__ = ["LlamaConfig", "MiniCPMConfig"]
+__all__ = ["LlamaConfig", "MiniCPMConfig", "MiniCPMSALAConfig"]

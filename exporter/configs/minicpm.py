@@ -70,16 +70,7 @@ class MiniCPMConfig(LlamaConfig):
             ConfigError: a key is missing, malformed or asks for something not implemented.
         """
         reader = ConfigReader(data)
-        reader.only("num_experts", (0,), 0)
-        decoder = read_decoder(reader, tied=True)
-        sparse = reader.section("sparse_config")
-        config = cls(
-            **decoder,
-            scale_emb=reader.positive_number("scale_emb", 1.0),
-            scale_depth=reader.positive_number("scale_depth", 1.0),
-            dim_model_base=reader.positive("dim_model_base", 1),
-            sparse_config=None if sparse is None else SparseConfig.read(sparse),
-        )
+        config = cls(**read_minicpm(reader))
         reader.finish(strict=False)
         config.attention_spec(0)
         return config
@@ -111,3 +102,17 @@ class MiniCPMConfig(LlamaConfig):
     @property
     def logit_divisor(self) -> float:
         return self.hidden_size / self.dim_model_base
+
+
+def read_minicpm(reader: ConfigReader) -> dict[str, Any]:
+    """The keys of a MiniCPM decoder, checked."""
+    reader.only("num_experts", (0,), 0)
+    decoder = read_decoder(reader, tied=True)
+    sparse = reader.section("sparse_config")
+    return {
+        **decoder,
+        "scale_emb": reader.positive_number("scale_emb", 1.0),
+        "scale_depth": reader.positive_number("scale_depth", 1.0),
+        "dim_model_base": reader.positive("dim_model_base", 1),
+        "sparse_config": None if sparse is None else SparseConfig.read(sparse),
+    }

@@ -13,7 +13,8 @@ T = TypeVar("T")
 
 REQUIRED: Any = object()
 LARGEST = 2**31 - 1  # sizes and lengths fit the engines' 32-bit shapes
-_NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false", dict: "an object"}
+_NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false", dict: "an object",
+          list: "an array"}  # fmt: skip
 
 # Keys that say how a model was trained, saved or generated with, not what it computes.
 IGNORED = frozenset(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from cpm_edge.exporter.configs import MiniCPMConfig
 from cpm_edge.exporter.configs.rope import RopeTable
@@ -25,7 +25,7 @@ class DecoderLayer(llama.DecoderLayer):
 
 
 class Decoder(llama.Decoder):
-    layer_class = DecoderLayer
+    layer_class: type[nn.Module] = DecoderLayer
 
 
 class Model(llama.Model):

@@ -17,6 +17,8 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 
 from tests.runtimes.fakes import CHATML, byte_level_tokenizer
+from tests.support.sala import LIGHTNING, mixer_config, mixer_tensors
+from tests.support.sala import SPARSE as SPARSE_MIXER
 
 Tensors = dict[str, npt.NDArray[np.float32]]
 Config = dict[str, Any]
@@ -96,6 +98,20 @@ VARIANTS: dict[str, Config] = {
     },
 }
 
+HYBRID: dict[str, Config] = {
+    # The first layer has no cache; heads of both kinds of layers differ in number and size.
+    "sala": {
+        **_MINICPM,
+        **mixer_config([LIGHTNING, SPARSE_MIXER, LIGHTNING, SPARSE_MIXER], heads=4, size=24),
+        "sparse_config": {**_SPARSE, "coarse_lse": 1},
+    },
+    "sala-dense": {
+        **_MINICPM,
+        **mixer_config([SPARSE_MIXER, LIGHTNING, LIGHTNING], heads=8, size=16),
+        "tie_word_embeddings": True,
+    },
+}
+
 # Variants whose linear layers are ternary, by the group sizes that their tensors have in turn; 0 is the row.
 # Their scales are bfloat16, but for those of TERNARY_WIDE, which float16 does not hold.
 TERNARY_WIDE = "ternary-wide"
@@ -110,7 +126,7 @@ _WIDE: Config = {**_MINICPM, "hidden_size": 256, "intermediate_size": 512, "dim_
 
 
 def config_of(variant: str) -> Config:
-    return _WIDE if variant in (*TERNARY, TERNARY_WIDE) else VARIANTS[variant]
+    return _WIDE if variant in (*TERNARY, TERNARY_WIDE) else (VARIANTS | HYBRID)[variant]
 
 
 def tensors_of(variant: str) -> Tensors:
@@ -154,8 +170,8 @@ def make_tensors(config: Config, seed: int = 0) -> Tensors:
     def matrix(rows: int, cols: int, gain: float) -> npt.NDArray[np.float32]:
         return np.asarray(rng.standard_normal((rows, cols)) * (gain / cols**0.5), np.float32)
 
-    def norm() -> npt.NDArray[np.float32]:
-        return np.asarray(1 + 0.2 * rng.standard_normal(hidden), np.float32)
+    def norm(size: int = hidden) -> npt.NDArray[np.float32]:
+        return np.asarray(1 + 0.2 * rng.standard_normal(size), np.float32)
 
     head_gain = LOGIT_STD * divisor
     embedding_gain = head_gain if tied else 0.8 * hidden**0.5
@@ -173,6 +189,9 @@ def make_tensors(config: Config, seed: int = 0) -> Tensors:
             prefix + "mlp.up_proj.weight": matrix(wide, hidden, 1.5),
             prefix + "mlp.down_proj.weight": matrix(hidden, wide, 1.0),
         }
+        if "mixer_types" in config:
+            mixer = mixer_tensors(config, layer, matrix, norm)
+            result |= {prefix + name: tensor for name, tensor in mixer.items()}
     result["model.norm.weight"] = norm()
     if not tied:
         result["lm_head.weight"] = matrix(config["vocab_size"], hidden, head_gain)

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from cpm_edge.plugins.sparse_attention.reference import Trace, sparse_attention
 from cpm_edge.plugins.sparse_attention.spec import SparseAttentionSpec
+from tests.support import sala
 
 Float64s = npt.NDArray[np.float64]
 
@@ -108,6 +109,10 @@ def _attention(
     sin: Float64s,
     trace: Trace,
 ) -> Float64s:
+    if "self_attn.z_proj.weight" in own:
+        return sala.lightning_layer(config, own, x, cos, sin)
+    if "self_attn.o_gate.weight" in own:
+        return sala.sparse_layer(config, own, x, trace)
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     size = own["self_attn.q_proj.weight"].shape[0] // heads
     count = len(x)
@@ -136,7 +141,11 @@ def _attention(
 
 def _rotation(config: dict[str, Any], count: int) -> tuple[Float64s, Float64s]:
     """cos and sin (T, 1, head_dim / 2) for a bundle that holds the longest context."""
-    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    size = (
+        config.get("lightning_head_dim")
+        or config.get("head_dim")
+        or config["hidden_size"] // config["num_attention_heads"]
+    )
     theta, longest = config.get("rope_theta", 1e4), config["max_position_embeddings"]
     scaling = config.get("rope_scaling") or {}
     kind = scaling.get("rope_type") or scaling.get("type")
