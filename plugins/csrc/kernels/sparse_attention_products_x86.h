@@ -269,7 +269,7 @@ void direct_rows(const float* queries, int size, const T* keys, int n, float* ou
     constexpr int Keys = 8 / Rows;
     int k = 0;
     for (; k + Keys <= n; k += Keys) {
-        fetch(ahead, kLinesPerDots);
+        fetch(ahead, kLinesPerDots * int(sizeof(T)));
         dots<Rows>(queries, size, keys + std::int64_t(k) * size, out + k, ld);
     }
     for (; k < n; ++k)

@@ -87,7 +87,7 @@ void select_row(const AttentionCall& call, std::int64_t row, BlockLists& lists) 
         const std::int64_t first = std::int64_t(task) % chunks * kChunk, last = std::min(first + kChunk, windows);
         for (std::int64_t j = first; j < last; j += kStep) {
             const float* keys = call.pooled(kv_head, j);
-            const std::int64_t count = std::min(kStep, last - j), next = std::min(kStep, last - j - count);
+            const std::int64_t count = std::min(kStep, last - j), next = std::min(kStep, windows - j - count);
             const auto end = [&](std::int64_t row) { return reinterpret_cast<const char*>(keys + row * size); };
             Ahead ahead{end(count), end(count + next), nullptr, nullptr};
             call.kernels.direct_pooled(queries + kv_head * group * size, group, size, keys, int(count),

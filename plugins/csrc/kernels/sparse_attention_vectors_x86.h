@@ -25,7 +25,7 @@ constexpr int kLinesPerTranspose = 2;
 constexpr int kLinesPerTile = 8;
 constexpr int kLinesPerSoftmax = 4;
 constexpr int kLinesPerColumns = 12;  // of one vector
-constexpr int kLinesPerDots = 2;
+constexpr int kLinesPerDots = 1;  // a byte of an element
 
 inline __m256 load8(const float* p) { return _mm256_loadu_ps(p); }
 inline __m256 load8(const std::uint16_t* p) {
