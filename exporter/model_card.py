@@ -58,6 +58,11 @@ def model_card(manifest: Manifest) -> str:
             f"InfLLM-V2 sparse from {spec['dense_len']} tokens on: {spec['topk']} blocks of "
             f"{spec['block_size']} tokens and a window of {spec['window_size']}"
         )
+    recurrent = manifest.cache.get("recurrent")
+    if recurrent:
+        with_cache = manifest.num_layers - len(recurrent["layers"])
+        attention += f" in {with_cache} of {manifest.num_layers} layers"
+        attention += ", linear with a state of fixed size in the others"
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     return environment.from_string(TEMPLATE).render(
         m=manifest, attention=attention, linear=linear_layers(manifest.weights)

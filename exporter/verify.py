@@ -22,6 +22,7 @@ from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.options import ExportOptions
 from cpm_edge.quant import Scheme, WeightFormat
 from cpm_edge.runtimes.bundle import Bundle, Manifest
+from cpm_edge.runtimes.cache_layout import kv_layers
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -33,7 +34,7 @@ TEXT = (
     "小镇的人们每天清晨都会听到钟声，孩子们沿着河边走去上学。def area(width, height): return width * height"
 )
 
-# Smallest row cosine and largest relative error of a layer's keys that still count as the same computation.
+# Smallest row cosine and largest relative error of a layer's keys or state that still count as the same.
 _LIMITS = {"float32": (0.9999, 1e-3), "float16": (0.999, 3e-2), "int8": (0.97, 0.5)}
 
 
@@ -171,7 +172,11 @@ def _run_bundle(bundle: Bundle, tokens: list[int]) -> tuple[FloatArray, list[Flo
         split = max(len(tokens) - DECODE_STEPS, 1)
         rows = [session.forward(tokens[:split], logits="all").copy()]
         rows += [session.forward([token])[None] for token in tokens[split:]]
-        keys = [session.layer_keys(layer).copy() for layer in range(bundle.manifest.num_layers)]
+        with_keys = set(kv_layers(bundle.manifest.cache))
+        keys = [
+            (session.layer_keys(layer) if layer in with_keys else session.layer_state(layer)).copy()
+            for layer in range(bundle.manifest.num_layers)
+        ]
     engine.close()
     return np.concatenate(rows), keys
 

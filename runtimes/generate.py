@@ -135,7 +135,7 @@ class Stream(Iterator[str]):
         # The last token is always run: its logits are needed.
         common = _common_prefix(cached, self._prompt_ids[:-1])
         self._session.rewind(len(cached) - common)
-        self._stats.cached_tokens = common
+        self._stats.cached_tokens = common - self._session.pending
         self._sampler.observe(self._prompt_ids)
         clock = Clock()
         logits = self._session.forward(self._prompt_ids[common:])

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cpm_edge.runtimes.bundle import Bundle, check_engine
+from cpm_edge.runtimes.cache_layout import STATE, RecurrentLayout, kv_layers, recurrent_info
 from cpm_edge.runtimes.errors import BackendError, missing_dependency
 from cpm_edge.runtimes.session import Engine, FloatArray, Logits, Session, TokenArray
+from cpm_edge.runtimes.snapshots import States
 from cpm_edge.runtimes.workspace import SPARSE_COPIES, prefill_chunk
 
 if TYPE_CHECKING:
@@ -51,6 +53,9 @@ def open_engine(
     options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
+    if RecurrentLayout.of(bundle.manifest.cache):
+        # Engines that would compute in 16 bits by themselves would keep the states in them.
+        options["INFERENCE_PRECISION_HINT"] = "f32"
     try:
         model = core.read_model(bundle.file(MODEL))
         _logits_from_input(model)
@@ -104,19 +109,23 @@ class OpenVinoEngine(Engine):
             "device": self.device,
             "threads": self.threads,
             "max_context": self.max_context,
+            **recurrent_info(self.manifest.cache),
         }
 
 
 class OpenVinoSession(Session):
-    """One sequence: the state variables (1, kv heads, position, head_dim) of one infer request."""
+    """One sequence: the state variables of one infer request, (1, kv heads, position, head_dim) for keys and
+    values, (1, heads, D, D) for recurrent layers."""
 
     def __init__(self, engine: OpenVinoEngine) -> None:
         manifest = engine.manifest
         sparse = manifest.context.dense_len is not None
+        self._recurrent = RecurrentLayout.of(manifest.cache)
         super().__init__(
             max_context=engine.max_context,
             vocab_size=manifest.vocab_size,
             prefill_chunk=prefill_chunk(manifest.attention, SPARSE_COPIES if sparse else 0),
+            state_bytes=self._recurrent.nbytes if self._recurrent else 0,
         )
         self._engine = engine
         self._layout = manifest.cache
@@ -125,27 +134,32 @@ class OpenVinoSession(Session):
 
     def cache_bytes(self) -> int:
         item = np.dtype(self._layout["dtype"]).itemsize
-        row = self._layout["layers"] * 2 * self._layout["kv_heads"] * self._layout["head_dim"]
-        return int(math.prod((row, self.position, item)))
+        row = len(kv_layers(self._layout)) * 2 * self._layout["kv_heads"] * self._layout["head_dim"]
+        states = self._recurrent.nbytes if self._recurrent else 0
+        return int(math.prod((row, self._cached, item))) + states + self.snapshot_bytes()
 
     def layer_keys(self, layer: int) -> FloatArray:
-        """Cached keys of one layer, float32 (kv heads, position, head_dim)."""
-        name = f"past_key_values.{layer}.key"
-        state = next(s for s in self._request.query_state() if s.name.startswith(name))
-        return np.array(state.state.data[0], np.float32)
+        return np.array(self._variable(layer, "key").state.data[0], np.float32)
+
+    def layer_state(self, layer: int) -> FloatArray:
+        return np.array(self._variable(layer, STATE).state.data[0], np.float32)
+
+    def _variable(self, layer: int, port: str) -> ov.VariableState:
+        name = f"past_key_values.{layer}.{port}"
+        return next(s for s in self._request.query_state() if s.name.startswith(name))
 
     def _step(self, tokens: TokenArray, logits: Logits) -> FloatArray:
         first = 0 if logits == "all" else len(tokens) - 1
         inputs = {
             "input_ids": tokens[None],
-            "attention_mask": np.ones((1, self.position + len(tokens)), np.int64),
+            "attention_mask": np.ones((1, self._cached + len(tokens)), np.int64),
             "beam_idx": self._beam,
             "logits_from": np.array([first], np.int64),
         }
         try:
             self._request.infer(inputs, share_inputs=True)
         except RuntimeError as error:
-            raise BackendError(f"OpenVINO failed at position {self.position}: {error}") from error
+            raise BackendError(f"OpenVINO failed at position {self._cached}: {error}") from error
         rows: FloatArray = self._request.get_tensor("logits").data[0]
         return rows if logits == "all" else rows.copy()
 
@@ -157,14 +171,26 @@ class OpenVinoSession(Session):
             return
         for state in self._request.query_state():
             rows = state.state.data
-            if rows.shape[2] > position:
+            if STATE not in state.name and rows.shape[2] > position:
                 state.state = openvino.Tensor(np.ascontiguousarray(rows[:, :, :position]))
+
+    def _save_states(self) -> States:
+        assert self._recurrent is not None
+        return [self._variable(layer, STATE).state.data.copy() for layer in self._recurrent.layers]
+
+    def _load_states(self, states: States | None) -> None:
+        import openvino
+
+        assert self._recurrent is not None
+        for index, layer in enumerate(self._recurrent.layers):
+            state = np.zeros(self._recurrent.shape, np.float32) if states is None else states[index]
+            self._variable(layer, STATE).state = openvino.Tensor(state)
 
     def _clone(self) -> OpenVinoSession:
         import openvino
 
         twin = OpenVinoSession(self._engine)
-        if self.position:
+        if self._cached:
             sources = {state.name: state for state in self._request.query_state()}
             for state in twin._request.query_state():
                 state.state = openvino.Tensor(sources[state.name].state.data.copy())

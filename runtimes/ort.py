@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cpm_edge.runtimes.bundle import Bundle, check_engine
+from cpm_edge.runtimes.cache_layout import STATE, RecurrentLayout, kv_layers, recurrent_info
 from cpm_edge.runtimes.errors import BackendError, missing_dependency
 from cpm_edge.runtimes.session import Engine, FloatArray, Logits, Session, TokenArray
+from cpm_edge.runtimes.snapshots import States
 from cpm_edge.runtimes.workspace import SPARSE_COPIES, prefill_chunk
 
 if TYPE_CHECKING:
@@ -91,33 +93,44 @@ class OnnxRuntimeEngine(Engine):
             "device": self.device,
             "threads": self.threads,
             "max_context": self.max_context,
+            **recurrent_info(self.manifest.cache),
         }
 
 
 class OnnxRuntimeSession(Session):
-    """One sequence. The cache buffers (1, kv heads, capacity, head_dim) double up to the context."""
+    """One sequence. The cache buffers (1, kv heads, capacity, head_dim) double up to the context; those of
+    recurrent layers keep their size."""
 
     def __init__(self, engine: OnnxRuntimeEngine) -> None:
         manifest = engine.manifest
         sparse = manifest.context.dense_len is not None
+        self._recurrent = RecurrentLayout.of(manifest.cache)
         super().__init__(
             max_context=engine.max_context,
             vocab_size=manifest.vocab_size,
             prefill_chunk=prefill_chunk(manifest.attention, SPARSE_COPIES if sparse else DENSE_COPIES),
+            state_bytes=self._recurrent.nbytes if self._recurrent else 0,
         )
         self._engine = engine
         self._layout = manifest.cache
-        names = [f"{layer}.{part}" for layer in range(self._layout["layers"]) for part in ("key", "value")]
+        names = [f"{layer}.{part}" for layer in kv_layers(manifest.cache) for part in ("key", "value")]
         self._buffers: dict[str, ort.OrtValue] = {}
+        self._states: dict[str, ort.OrtValue] = {}
+        if self._recurrent:
+            self._load_states(None)
         self._allocate(names, self._rounded(min(FIRST_CAPACITY, self.max_context)))
 
     def cache_bytes(self) -> int:
-        return sum(math.prod(b.shape()) * 4 for b in self._buffers.values())
+        held = (*self._buffers.values(), *self._states.values())
+        return int(sum(math.prod(b.shape()) * 4 for b in held)) + self.snapshot_bytes()
 
     def layer_keys(self, layer: int) -> FloatArray:
-        """Cached keys of one layer, float32 (kv heads, position, head_dim)."""
-        rows: FloatArray = self._buffers[f"{layer}.key"].numpy()[0, :, : self.position]
+        rows: FloatArray = self._buffers[f"{layer}.key"].numpy()[0, :, : self._cached]
         return rows
+
+    def layer_state(self, layer: int) -> FloatArray:
+        state: FloatArray = self._states[f"{layer}.{STATE}"].numpy()[0]
+        return state
 
     def _rounded(self, rows: int) -> int:
         multiple = int(self._layout["multiple_of"])
@@ -128,15 +141,18 @@ class OnnxRuntimeSession(Session):
         return int(next(iter(self._buffers.values())).shape()[2])
 
     def _allocate(self, names: list[str], capacity: int) -> None:
-        import onnxruntime
-
-        device = self._engine.device.lower()
         shape = (1, self._layout["kv_heads"], capacity, self._layout["head_dim"])
         for name in names:
             rows = np.zeros(shape, np.float32)
-            if name in self._buffers and self.position:
-                rows[:, :, : self.position] = self._buffers[name].numpy()[:, :, : self.position]
-            self._buffers[name] = onnxruntime.OrtValue.ortvalue_from_numpy(rows, device, 0)
+            if name in self._buffers and self._cached:
+                rows[:, :, : self._cached] = self._buffers[name].numpy()[:, :, : self._cached]
+            self._buffers[name] = self._on_device(rows)
+
+    def _on_device(self, array: np.ndarray) -> ort.OrtValue:
+        """On the CPU it is the array's own memory."""
+        import onnxruntime
+
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array, self._engine.device.lower(), 0)
 
     def _reserve(self, rows: int) -> None:
         if rows <= self._capacity:
@@ -145,37 +161,44 @@ class OnnxRuntimeSession(Session):
         self._allocate(list(self._buffers), self._rounded(wanted))
 
     def _step(self, tokens: TokenArray, logits: Logits) -> FloatArray:
-        self._reserve(self.position + len(tokens))
+        self._reserve(self._cached + len(tokens))
         model, binding = self._engine.model, self._engine.model.io_binding()
         binding.bind_cpu_input("input_ids", tokens[None])
-        binding.bind_cpu_input("attention_mask", np.ones((1, self.position + len(tokens)), np.int64))
+        binding.bind_cpu_input("attention_mask", np.ones((1, self._cached + len(tokens)), np.int64))
         first = 0 if logits == "all" else len(tokens) - 1
         binding.bind_ortvalue_input("logits_from", _cpu_value(np.array([first], np.int64)))
         binding.bind_output("logits", "cpu")
-        for name, buffer in self._buffers.items():
+        for name, buffer in (*self._buffers.items(), *self._states.items()):
             binding.bind_ortvalue_input(f"past_key_values.{name}", buffer)
             binding.bind_ortvalue_output(f"present.{name}", buffer)
         try:
             model.run_with_iobinding(binding)
         except Exception as error:
-            raise BackendError(f"onnxruntime failed at position {self.position}: {error}") from error
+            raise BackendError(f"onnxruntime failed at position {self._cached}: {error}") from error
         rows: FloatArray = binding.get_outputs()[0].numpy()[0]
         return rows
 
     def _truncate(self, position: int) -> None:
         """Rows past the position are overwritten before they are read."""
 
-    def _clone(self) -> OnnxRuntimeSession:
-        import onnxruntime
+    def _save_states(self) -> States:
+        return [state.numpy().copy() for state in self._states.values()]
 
+    def _load_states(self, states: States | None) -> None:
+        assert self._recurrent is not None
+        for index, layer in enumerate(self._recurrent.layers):
+            state = np.zeros(self._recurrent.shape, np.float32) if states is None else states[index].copy()
+            self._states[f"{layer}.{STATE}"] = self._on_device(state)
+
+    def _clone(self) -> OnnxRuntimeSession:
         twin = OnnxRuntimeSession(self._engine)
-        device = self._engine.device.lower()
-        for name, buffer in self._buffers.items():
-            twin._buffers[name] = onnxruntime.OrtValue.ortvalue_from_numpy(buffer.numpy().copy(), device, 0)
+        for mine, theirs in ((self._buffers, twin._buffers), (self._states, twin._states)):
+            theirs.update({name: self._on_device(buffer.numpy().copy()) for name, buffer in mine.items()})
         return twin
 
     def _close(self) -> None:
         self._buffers.clear()
+        self._states.clear()
 
 
 def _cpu_value(array: np.ndarray) -> ort.OrtValue:

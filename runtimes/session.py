@@ -1,7 +1,9 @@
 """One sequence on an engine: its position, its cache, and prefill in bounded chunks.
 
 The base classes own everything that does not depend on the engine: validation, chunking, the list of
-tokens in the cache, and consistency after a failure. An engine implements five small hooks.
+tokens in the cache, and consistency after a failure. An engine implements five small hooks, and two more
+for models with recurrent layers, whose states cannot drop tokens: going back loads a snapshot, and what lies
+between it and the target is computed again before the next step.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpm_edge.runtimes.errors import BackendError, ContextError, PromptError
+from cpm_edge.runtimes.snapshots import INTERVAL, Snapshots, States
 
 Logits: TypeAlias = Literal["last", "all"]
 FloatArray: TypeAlias = NDArray[np.float32]
@@ -31,19 +34,34 @@ class Session(abc.ABC):
         vocab_size: token ids are in [0, vocab_size).
         prefill_chunk: maps a cache position to the largest number of tokens one engine step may take there,
             so that the workspace of a step stays within its budget at any length.
+        state_bytes: of the recurrent layers' states, 0 without any.
     """
 
-    def __init__(self, *, max_context: int, vocab_size: int, prefill_chunk: Callable[[int], int]) -> None:
+    def __init__(
+        self,
+        *,
+        max_context: int,
+        vocab_size: int,
+        prefill_chunk: Callable[[int], int],
+        state_bytes: int = 0,
+    ) -> None:
         self.max_context = max_context
         self.vocab_size = vocab_size
         self._prefill_chunk = prefill_chunk
         self._tokens: list[int] = []
+        self._cached = 0  # of them, how many the engine's caches and states hold
+        self._snapshots = Snapshots(state_bytes) if state_bytes else None
         self._closed = False
 
     @property
     def position(self) -> int:
         """Number of tokens in the cache."""
         return len(self._tokens)
+
+    @property
+    def pending(self) -> int:
+        """Tokens before ``position`` that the next step computes again; 0 without recurrent layers."""
+        return len(self._tokens) - self._cached
 
     @property
     def tokens(self) -> list[int]:
@@ -77,20 +95,26 @@ class Session(abc.ABC):
         if logits not in ("last", "all"):
             raise ValueError(f"logits: expected 'last' or 'all', got {logits!r}")
         tokens = self._check_tokens(token_ids)
+        self._catch_up()
+        if len(tokens) > 1:
+            self._keep_states()
         every_row = np.empty((len(tokens), self.vocab_size), np.float32) if logits == "all" else None
         done = 0
         while True:
-            size = max(1, self._prefill_chunk(self.position))
-            chunk = tokens[done : done + size]
+            chunk = tokens[done : done + self._step_size()]
             rows = self._run(chunk, logits)
             if every_row is not None:
                 every_row[done : done + len(chunk)] = rows
             done += len(chunk)
             if done == len(tokens):
+                if done > 1:
+                    self._keep_states()
                 return every_row if every_row is not None else rows[-1]
 
     def rewind(self, n: int) -> None:
         """Drop the last ``n`` tokens from the cache.
+
+        With recurrent layers the next step computes up to ``pending`` tokens again.
 
         Raises:
             ContextError: n is not in [0, position].
@@ -98,9 +122,12 @@ class Session(abc.ABC):
         self._check_open()
         if not 0 <= n <= self.position:
             raise ContextError(f"rewind: expected 0 <= n <= {self.position} (the position), got {n}")
-        if n:
-            self._truncate(self.position - n)
-            del self._tokens[self.position - n :]
+        target = self.position - n
+        if self._snapshots is not None:
+            self._snapshots.forget_after(target)
+        if target < self._cached:
+            self._go_back(target)
+        del self._tokens[target:]
 
     def reset(self) -> None:
         """Empty the cache."""
@@ -110,7 +137,8 @@ class Session(abc.ABC):
         """An independent session with the same cache contents."""
         self._check_open()
         twin = self._clone()
-        twin._tokens = list(self._tokens)
+        twin._tokens, twin._cached = list(self._tokens), self._cached
+        twin._snapshots = self._snapshots and self._snapshots.copy()
         return twin
 
     def close(self) -> None:
@@ -129,17 +157,26 @@ class Session(abc.ABC):
 
     @abc.abstractmethod
     def cache_bytes(self) -> int:
-        """Bytes that this session's caches occupy now."""
+        """Bytes that this session's caches, states and snapshots occupy now."""
+
+    def snapshot_bytes(self) -> int:
+        """How many of ``cache_bytes`` are snapshots of states; forks share them."""
+        return self._snapshots.nbytes if self._snapshots else 0
 
     def layer_keys(self, layer: int) -> FloatArray:
-        """Keys of one layer as the cache holds them, float32 (kv heads, position, head_dim): for checks."""
+        """Keys of one layer as the cache holds them, float32 (kv heads, position - pending, head_dim): for
+        checks."""
         raise NotImplementedError(f"{type(self).__name__} does not show its cache")
+
+    def layer_state(self, layer: int) -> FloatArray:
+        """State of one recurrent layer after position - pending tokens, float32 (heads, D, D): for checks."""
+        raise NotImplementedError(f"{type(self).__name__} does not show its states")
 
     @abc.abstractmethod
     def _step(self, tokens: TokenArray, logits: Logits) -> FloatArray:
         """Append one chunk, int64 (T,), and return float32 (1, vocab) for "last" or (T, vocab) for "all".
 
-        ``self.position`` is the position of the chunk's first token. The result may be a view of a reused
+        ``self._cached`` is the position of the chunk's first token. The result may be a view of a reused
         buffer only for "all"; a "last" row is handed to the caller as it is.
         """
 
@@ -154,22 +191,56 @@ class Session(abc.ABC):
     def _close(self) -> None:  # noqa: B027 - a hook that an engine may leave out
         """Release engine resources."""
 
+    def _save_states(self) -> States:
+        """Copies of the recurrent layers' states."""
+        raise NotImplementedError(f"{type(self).__name__} has no states")
+
+    def _load_states(self, states: States | None) -> None:
+        """Go on from copies that ``_save_states`` made, or from the beginning; they stay as they are."""
+        raise NotImplementedError(f"{type(self).__name__} has no states")
+
+    def _step_size(self) -> int:
+        return max(1, self._prefill_chunk(self._cached))
+
+    def _catch_up(self) -> None:
+        """Compute again what lies between the snapshot that a rewind loaded and its target."""
+        while self.pending:
+            chunk = self._tokens[self._cached : self._cached + self._step_size()]
+            self._run(np.array(chunk, np.int64), "last")
+
+    def _keep_states(self) -> None:
+        snapshots = self._snapshots
+        if snapshots is not None and self._cached > snapshots.newest:
+            snapshots.add(self._cached, self._save_states())
+
+    def _go_back(self, position: int) -> None:
+        """Let the engine hold ``position`` tokens, or as many as the nearest snapshot before."""
+        if self._snapshots is not None:
+            position, states = self._snapshots.at_most(position)
+            self._load_states(states)
+        self._truncate(position)
+        self._cached = position
+
     def _run(self, chunk: TokenArray, logits: Logits) -> FloatArray:
         try:
             rows = self._step(chunk, logits)
             expected = (len(chunk) if logits == "all" else 1, self.vocab_size)
             if rows.shape != expected:
                 raise BackendError(f"logits of the engine: expected shape {expected}, got {rows.shape}")
-            self._tokens.extend(chunk.tolist())
+            if not self.pending:
+                self._tokens.extend(chunk.tolist())
+            self._cached += len(chunk)
         except BaseException:
             self._undo()
             raise
+        if self._snapshots is not None and self._cached >= self._snapshots.newest + INTERVAL:
+            self._keep_states()
         return rows
 
     def _undo(self) -> None:
         # The engine may have written part of the chunk. If it cannot go back, its cache is of no further use.
         try:
-            self._truncate(self.position)
+            self._go_back(self._cached)
         except BaseException:
             self.close()
             raise

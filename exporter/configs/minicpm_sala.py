@@ -12,9 +12,9 @@ from cpm_edge.exporter.configs.reader import ConfigReader
 from cpm_edge.exporter.configs.rope import Rope
 from cpm_edge.exporter.errors import ConfigError
 from cpm_edge.plugins.linear_attention.spec import LinearAttentionSpec
+from cpm_edge.runtimes.cache_layout import STATE
 
 SPARSE, LIGHTNING = "minicpm4", "lightning-attn"
-STATE = "recurrent_state"
 
 # What the released model computes; no other value has been seen, so none is guessed.
 _ONLY: dict[str, Any] = {

@@ -10,8 +10,8 @@ import numpy as np
 def make_stateful(model: Any) -> None:
     """Turn past_key_values.N / present.N into variables that beam_idx reorders.
 
-    Every variable starts as zero rows of the batch at hand: without that initial value the plugin cannot
-    know the batch of an empty cache.
+    Every variable starts as zero rows, or a state of zeros, of the batch at hand: without that initial value
+    the plugin cannot know the batch of an empty cache.
     """
     import openvino.opset15 as ops
     from openvino import PartialShape, Type
@@ -39,9 +39,9 @@ def _initial_values(model: Any) -> None:
     input_ids = next(p for p in model.get_parameters() if "input_ids" in p.output(0).get_names())
     batch = ops.gather(ops.shape_of(input_ids), ops.constant(np.array([0])), ops.constant(np.array(0)))
     for node in [n for n in model.get_ops() if n.get_type_name() == "ReadValue"]:
-        shape = node.get_output_partial_shape(0)
-        heads, size = int(shape[1].get_length()), int(shape[3].get_length())
-        dims = ops.concat([batch, *(ops.constant(np.array([d])) for d in (heads, 0, size))], 0)
+        _, *own = node.get_output_partial_shape(0)
+        sizes = [0 if dim.is_dynamic else int(dim.get_length()) for dim in own]
+        dims = ops.concat([batch, *(ops.constant(np.array([size])) for size in sizes)], 0)
         node.set_arguments([ops.broadcast(ops.constant(np.float32(0)), dims).output(0)])
 
 

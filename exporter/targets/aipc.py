@@ -21,15 +21,18 @@ from cpm_edge.exporter.passes.openvino_names import renumber
 from cpm_edge.exporter.passes.openvino_state import make_stateful, stable_topk
 from cpm_edge.exporter.passes.openvino_weights import OpenVinoWeights
 from cpm_edge.exporter.targets.aipc_native import OPS, build_native
-from cpm_edge.exporter.targets.common import BuildJob, Built
+from cpm_edge.exporter.targets.common import BuildJob, Built, cache_layers
 from cpm_edge.exporter.targets.openvino_tokenizer import DETOKENIZER, TOKENIZER, write_tokenizer
 from cpm_edge.plugins import DOMAIN, VERSION
+from cpm_edge.plugins.linear_attention.body import functions as linear_functions
+from cpm_edge.plugins.linear_attention.spec import OP as LINEAR
 from cpm_edge.plugins.sparse_attention.body import functions
 from cpm_edge.plugins.sparse_attention.spec import OP
 from cpm_edge.runtimes.errors import missing_dependency
 
 MODEL = "openvino_model.xml"
 DATA = "openvino_model.bin"
+INLINED = "inlined function body"
 KV_PRECISION = {"fp32": "f32", "fp16": "f16", "int8": "u8"}
 
 
@@ -66,18 +69,19 @@ def build(job: BuildJob) -> Built:
     write_tokenizer(job.folder)
     for name in (MODEL, TOKENIZER, DETOKENIZER):
         renumber(job.folder / name)
-    how = "SDPA" if spec.is_dense else "inlined function body"
+    layers = cache_layers(job.config)
+    how = {OP: "SDPA" if spec.is_dense else INLINED}
+    if "recurrent" in layers:
+        how[LINEAR] = INLINED
     return Built(
         engine=_engine(),
         cache={
             "form": "state",
             "dtype": {"fp32": "float32", "fp16": "float16", "int8": "uint8"}[kv_cache],
-            "layers": job.config.num_hidden_layers,
-            "kv_heads": job.config.num_key_value_heads,
-            "head_dim": job.config.head_dim,
+            **layers,
         },
         activations=activations,
-        ops=[{"name": f"{DOMAIN}.{OP}", "version": VERSION, "how": how}],
+        ops=[{"name": f"{DOMAIN}.{name}", "version": VERSION, "how": text} for name, text in how.items()],
         flavour="stock",
     )
 
@@ -121,13 +125,16 @@ def _read(model: ir.Model, *, is_dense: bool) -> Any:
             del graph.initializers[name]
             graph.inputs.append(value)
     core = ov.Core()
+    opset = graph.opset_imports[""]
+    bodies = linear_functions(opset=opset) if any(node.op_type == LINEAR for node in graph) else []
     if is_dense:
         core.add_extension(ConversionExtension(OP, DOMAIN, dense_attention()))
     else:
-        for function in functions(grow=True, opset=graph.opset_imports[""]):
-            model.functions[function.identifier()] = function
-        InlinePass()(model)
-        model.functions.clear()
+        bodies += functions(grow=True, opset=opset)
+    for function in bodies:
+        model.functions[function.identifier()] = function
+    InlinePass()(model)
+    model.functions.clear()
     return core.read_model(ir.serde.serialize_model(model).SerializeToString())
 
 

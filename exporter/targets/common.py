@@ -12,6 +12,7 @@ import onnx_ir as ir
 from cpm_edge.exporter.checkpoint import Checkpoint
 from cpm_edge.exporter.configs import LlamaConfig
 from cpm_edge.exporter.weights import ModelWeights
+from cpm_edge.runtimes.cache_layout import STATE
 
 
 @dataclass(frozen=True)
@@ -50,3 +51,22 @@ class Built:
     activations: str
     ops: list[dict[str, Any]]
     flavour: str | None = None
+
+
+def cache_layers(config: LlamaConfig) -> dict[str, Any]:
+    """Which layers keep what: the part of the manifest's ``cache`` that all targets share."""
+    described: dict[str, Any] = {
+        "layers": config.num_hidden_layers,
+        "kv_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+    }
+    states = {
+        layer: caches[STATE]
+        for layer in range(config.num_hidden_layers)
+        if STATE in (caches := config.layer_caches(layer))
+    }
+    if states:
+        heads, key_size, value_size = next(iter(states.values()))
+        sizes = {"heads": heads, "key_size": key_size, "value_size": value_size}
+        described["recurrent"] = {"layers": list(states), "dtype": "float32", **sizes}
+    return described

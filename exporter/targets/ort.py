@@ -11,19 +11,24 @@ import onnx_ir as ir
 from cpm_edge.exporter.configs.reader import ConfigReader
 from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.passes.context_inputs import past_from_attention_mask
+from cpm_edge.exporter.passes.gated_linear import lower_linear_attention
 from cpm_edge.exporter.passes.grouped_query import lower_dense_attention
 from cpm_edge.exporter.passes.nbits import NBitsWeights
-from cpm_edge.exporter.targets.common import BuildJob, Built
+from cpm_edge.exporter.targets.common import BuildJob, Built, cache_layers
 from cpm_edge.exporter.weight_file import WeightFile
-from cpm_edge.plugins import VERSION
+from cpm_edge.plugins import DOMAIN, VERSION
+from cpm_edge.plugins.linear_attention.spec import OP as LINEAR
 from cpm_edge.plugins.sparse_attention.body import functions
+from cpm_edge.plugins.sparse_attention.spec import OP as SPARSE
 from cpm_edge.quant import WeightFormat
 from cpm_edge.runtimes.errors import missing_dependency
 
 MODEL = "model.onnx"
 DATA = "model.onnx.data"
 REQUIRES = ">=1.24"
-REQUIRES_TERNARY = ">=1.32"  # older ones have no kernel for bits 2 and expand the weights for every token
+# Older ones have no kernel for bits 2 and expand the weights for every token. Linear attention was not run
+# on them.
+REQUIRES_NEW = ">=1.32"
 ACCURACY_LEVEL = {"fp32": 0, "int8": 4}
 
 
@@ -50,6 +55,7 @@ def build(job: BuildJob) -> Built:
     graph = job.model.graph
     total, _ = past_from_attention_mask(graph)
     is_dense = lower_dense_attention(graph, total) > 0
+    is_hybrid = lower_linear_attention(graph) > 0
     _default_logits_from(graph)
     with WeightFile(job.folder / DATA) as file:
         NBitsWeights(graph, job.weights, file, ACCURACY_LEVEL[activations], job.progress).run()
@@ -57,28 +63,31 @@ def build(job: BuildJob) -> Built:
         for function in functions(opset=graph.opset_imports[""]):
             job.model.functions[function.identifier()] = function
     ir.save(job.model, job.folder / MODEL)
-    if is_dense:
+    if is_dense and not is_hybrid:  # onnxruntime-genai's "llama" has no states
         (job.folder / "genai_config.json").write_text(json.dumps(genai, indent=2) + "\n")
     spec = job.config.attention_spec(0)
     return Built(
         engine={
             "name": "onnxruntime",
             "version": onnxruntime.__version__,
-            "requires": REQUIRES_TERNARY if linear.format is WeightFormat.TERNARY else REQUIRES,
+            "requires": REQUIRES_NEW if is_hybrid or linear.format is WeightFormat.TERNARY else REQUIRES,
         },
         cache={
             "form": "buffer",
             "dtype": "float32",
-            "layers": job.config.num_hidden_layers,
-            "kv_heads": job.config.num_key_value_heads,
-            "head_dim": job.config.head_dim,
+            **cache_layers(job.config),
             "multiple_of": 1 if is_dense else spec.block_size,
         },
         activations=activations,
-        ops=[]
-        if is_dense
-        else [{"name": "cpm.SparseAttention", "version": VERSION, "how": "function body in the model"}],
+        ops=_ops(is_dense, is_hybrid),
     )
+
+
+def _ops(is_dense: bool, is_hybrid: bool) -> list[dict[str, Any]]:
+    how = {} if is_dense else {SPARSE: "function body in the model"}
+    if is_hybrid:
+        how[LINEAR] = "com.microsoft.LinearAttention"
+    return [{"name": f"{DOMAIN}.{name}", "version": VERSION, "how": text} for name, text in how.items()]
 
 
 def _default_logits_from(graph: ir.Graph) -> None:

@@ -32,6 +32,11 @@ def test_the_card_tells_when_attention_is_sparse(bundles: Bundles) -> None:
     assert "InfLLM-V2 sparse from 64 tokens on: 3 blocks of 16 tokens and a window of 32" in card
 
 
+def test_the_card_tells_which_layers_are_linear(bundles: Bundles) -> None:
+    card = (bundles.open("sala-dense", "ort").path / "README.md").read_text(encoding="utf-8")
+    assert "| attention | dense in 1 of 3 layers, linear with a state of fixed size in the others |" in card
+
+
 def test_the_card_is_a_checked_file_of_the_bundle(bundles: Bundles) -> None:
     result = bundles.result("sparse", "ort")
     assert "README.md" in open_bundle(result.folder, check=True).manifest.files

@@ -106,7 +106,12 @@ def test_llama_as_transformers_computes_it(bundles: Bundles, target: str) -> Non
 
 @pytest.mark.parametrize(
     ("variant", "format_"),
-    [*((v, f) for v in ("llama", "tied-mha") for f in FORMATS), ("sparse", "int4 sym"), ("sparse", "int8")],
+    [
+        *((v, f) for v in ("llama", "tied-mha") for f in FORMATS),
+        ("sparse", "int4 sym"),
+        ("sparse", "int8"),
+        ("sala", "int4 sym"),
+    ],
 )
 @for_targets
 def test_stored_weights_are_what_the_engine_computes_with(
@@ -181,7 +186,7 @@ def test_int8_activations_cost_little(bundles: Bundles, target: str, record_prop
 
 
 @for_targets
-@pytest.mark.parametrize("variant", ["llama", "sparse"])
+@pytest.mark.parametrize("variant", ["llama", "sparse", "sala"])
 class TestSessions:
     def test_a_rewound_session_goes_on_as_if_nothing_had_been(
         self, bundles: Bundles, variant: str, target: str

@@ -96,9 +96,6 @@ VARIANTS: dict[str, Config] = {
         "head_dim": 16,
         "sparse_config": {**_SPARSE, "coarse_lse": 1},
     },
-}
-
-HYBRID: dict[str, Config] = {
     # The first layer has no cache; heads of both kinds of layers differ in number and size.
     "sala": {
         **_MINICPM,
@@ -126,7 +123,7 @@ _WIDE: Config = {**_MINICPM, "hidden_size": 256, "intermediate_size": 512, "dim_
 
 
 def config_of(variant: str) -> Config:
-    return _WIDE if variant in (*TERNARY, TERNARY_WIDE) else (VARIANTS | HYBRID)[variant]
+    return _WIDE if variant in (*TERNARY, TERNARY_WIDE) else VARIANTS[variant]
 
 
 def tensors_of(variant: str) -> Tensors:

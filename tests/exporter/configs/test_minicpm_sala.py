@@ -8,13 +8,13 @@ import pytest
 
 from cpm_edge.exporter.configs import MiniCPMSALAConfig
 from cpm_edge.exporter.errors import ConfigError
-from tests.support.checkpoints import HYBRID
+from tests.support.checkpoints import VARIANTS
 
 RELEASED = Path(__file__).parents[2] / "data/configs/minicpm-sala.json"
 
 
 def read(**changes: Any) -> MiniCPMSALAConfig:
-    return MiniCPMSALAConfig.from_dict(HYBRID["sala"] | changes)
+    return MiniCPMSALAConfig.from_dict(VARIANTS["sala"] | changes)
 
 
 def test_the_released_config() -> None:

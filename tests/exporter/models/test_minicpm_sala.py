@@ -16,7 +16,7 @@ from cpm_edge.exporter import eager, trace
 from cpm_edge.exporter.configs import MiniCPMSALAConfig
 from cpm_edge.exporter.models import minicpm_sala
 from cpm_edge.runtimes.stats import peak_rss
-from tests.support.checkpoints import HYBRID, make_tensors, prompt
+from tests.support.checkpoints import VARIANTS, make_tensors, prompt
 
 RELEASED = Path(__file__).parents[2] / "data/configs/minicpm-sala.json"
 IDS = prompt(200)
@@ -25,9 +25,9 @@ IDS = prompt(200)
 @torch.no_grad()
 @pytest.mark.parametrize("variant", ["sala", "sala-dense"])
 def test_chunks_steps_and_streamed_layers_are_the_whole_prompt(variant: str) -> None:
-    config = MiniCPMSALAConfig.from_dict(HYBRID[variant])
+    config = MiniCPMSALAConfig.from_dict(VARIANTS[variant])
     table = config.rope.table(config.max_context)
-    weights = make_tensors(HYBRID[variant]) | {"rotary.inv_freq": table.inv_freq}
+    weights = make_tensors(VARIANTS[variant]) | {"rotary.inv_freq": table.inv_freq}
     model: Any = eager.build_model(minicpm_sala.Model, config, table)
     eager.load_weights(model, "", weights.__getitem__, config.tie_word_embeddings)
 
