@@ -40,11 +40,14 @@ Examples:
 def _list_models(context: click.Context, _: click.Parameter, value: bool) -> None:
     if not value or context.resilient_parsing:
         return
-    from cpm_edge.exporter.registry import ARCHITECTURES
+    from cpm_edge.exporter.registry import ARCHITECTURES, BY_KEY
 
     table = Table("architecture in config.json", "family", "models")
     for name, entry in ARCHITECTURES.items():
         table.add_row(name, entry.name, entry.releases)
+        for (of, key), special in BY_KEY.items():
+            if of == name:
+                table.add_row(f"{name}, {key}", special.name, special.releases)
     Console().print(table)
     context.exit()
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cpm_edge.exporter.configs import LlamaConfig, MiniCPMConfig, MiniCPMSALAConfig
+from cpm_edge.exporter.configs import LlamaConfig, MiniCPMConfig, MiniCPMMoEConfig, MiniCPMSALAConfig
 from cpm_edge.exporter.errors import ConfigError
 
 
@@ -38,10 +38,17 @@ ARCHITECTURES = {
         "llama", LlamaConfig, f"{_MODELS}.llama", "MiniCPM5, BitCPM-CANN 1B/3B, *-llama-format, SmolLM2"
     ),
     "MiniCPMForCausalLM": Architecture(
-        "minicpm", MiniCPMConfig, f"{_MODELS}.minicpm", "MiniCPM 1B, 2B, 2B-128k, 4, 4.1, BitCPM4"
+        "minicpm", MiniCPMConfig, f"{_MODELS}.minicpm", "MiniCPM 1B, 2B, 2B-128k, S-1B, 4, 4.1, BitCPM4"
     ),
     "MiniCPMSALAForCausalLM": Architecture(
         "minicpm_sala", MiniCPMSALAConfig, f"{_MODELS}.minicpm_sala", "MiniCPM-SALA"
+    ),
+}
+
+# Architectures that share the name of another one; a key of config.json that is neither 0 nor null tells.
+BY_KEY = {
+    ("MiniCPMForCausalLM", "num_experts"): Architecture(
+        "minicpm_moe", MiniCPMMoEConfig, f"{_MODELS}.minicpm_moe", "MiniCPM-MoE-8x2B"
     ),
 }
 
@@ -55,7 +62,8 @@ def find_architecture(config: Mapping[str, Any]) -> Architecture:
     names = config.get("architectures") or []
     for name in names if isinstance(names, list) else [names]:
         if isinstance(name, str) and name in ARCHITECTURES:
-            return ARCHITECTURES[name]
+            special = (entry for (of, key), entry in BY_KEY.items() if of == name and config.get(key))
+            return next(special, ARCHITECTURES[name])
     raise ConfigError(
         f"architectures: expected one of {', '.join(ARCHITECTURES)}, got {names or 'nothing'}",
         hint="cpm-export --list-models shows what is supported",

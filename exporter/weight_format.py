@@ -6,8 +6,8 @@ import warnings
 
 from cpm_edge.exporter.checkpoint import Checkpoint
 from cpm_edge.exporter.errors import ExportWarning
-from cpm_edge.exporter.weights import EMBEDDING, HEAD
-from cpm_edge.quant import WeightFormat, is_ternary
+from cpm_edge.exporter.weights import tensor_class
+from cpm_edge.quant import TensorClass, WeightFormat, is_ternary
 
 SAMPLED_TENSORS = 5
 SAMPLED_ROWS = 8
@@ -40,7 +40,7 @@ def looks_ternary(checkpoint: Checkpoint) -> bool:
     names = [
         name
         for name, info in checkpoint.tensors.items()
-        if len(info.shape) == 2 and min(info.shape) > 0 and name not in (EMBEDDING, HEAD)
+        if tensor_class(name, len(info.shape)) is TensorClass.LINEAR and min(info.shape) > 0
     ]
     votes = []
     for name in names[:: max(len(names) // SAMPLED_TENSORS, 1)]:

@@ -39,6 +39,7 @@ BLOCK_ELEMENTS = 1 << 20  # 4 MiB of float32
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
+ROUTER = ".mlp.gate.weight"
 
 
 @dataclass
@@ -114,11 +115,7 @@ class ModelWeights:
         return int(np.prod(self.shapes[name]))
 
     def kind(self, name: str) -> TensorClass:
-        if name == EMBEDDING:
-            return TensorClass.EMBEDDING
-        if name == HEAD:
-            return TensorClass.HEAD
-        return TensorClass.LINEAR if len(self.shapes[name]) == 2 else TensorClass.NORM
+        return tensor_class(name, len(self.shapes[name]))
 
     def scheme(self, name: str) -> Scheme:
         """How the tensor is stored.
@@ -229,6 +226,17 @@ class ModelWeights:
                 result[start : start + len(block.codes)] = block.dequantize()
                 start += len(block.codes)
         return result
+
+
+def tensor_class(name: str, rank: int) -> TensorClass:
+    """What a tensor is for, by its checkpoint name and number of dimensions."""
+    if name == EMBEDDING:
+        return TensorClass.EMBEDDING
+    if name == HEAD:
+        return TensorClass.HEAD
+    if name.endswith(ROUTER):
+        return TensorClass.OTHER
+    return TensorClass.LINEAR if rank == 2 else TensorClass.NORM
 
 
 def _fp16(block: npt.NDArray[np.float32]) -> Rows:

@@ -18,7 +18,12 @@ CacheShape = tuple[int | str, ...]
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """Hugging Face's LlamaConfig, as far as it changes what is computed."""
+    """Hugging Face's LlamaConfig, as far as it changes what is computed.
+
+    Attributes:
+        gate_threshold: None for SiLU on the MLP's gate; else gates above it pass as they are and all others
+            become zero (FATReLU; ReLU when it is 0).
+    """
 
     vocab_size: int
     hidden_size: int
@@ -31,6 +36,7 @@ class LlamaConfig:
     max_position_embeddings: int
     tie_word_embeddings: bool
     rope: Rope
+    gate_threshold: float | None
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> LlamaConfig:
@@ -71,7 +77,6 @@ def read_decoder(reader: ConfigReader, *, tied: bool) -> dict[str, Any]:
     Args:
         tied: what the architecture assumes when ``tie_word_embeddings`` is absent.
     """
-    reader.only("hidden_act", ("silu",), "silu")
     reader.only("attention_bias", (False,), False)
     reader.only("mlp_bias", (False,), False)
     refuse_quantized(reader)
@@ -97,7 +102,19 @@ def read_decoder(reader: ConfigReader, *, tied: bool) -> dict[str, Any]:
         "max_position_embeddings": longest,
         "tie_word_embeddings": reader.get("tie_word_embeddings", bool, tied),
         "rope": Rope.read(reader, head_dim, longest),
+        "gate_threshold": read_gate_threshold(reader),
     }
+
+
+def read_gate_threshold(reader: ConfigReader) -> float | None:
+    """``LlamaConfig.gate_threshold`` from ``hidden_act``, and ``hidden_act_param`` where that is fatrelu."""
+    activation = reader.only("hidden_act", ("silu", "relu", "fatrelu"), "silu")
+    if activation == "silu":
+        return None
+    threshold = reader.get("hidden_act_param", float) if activation == "fatrelu" else 0.0
+    if threshold < 0:
+        raise ConfigError(f"hidden_act_param: expected a threshold of 0 or more, got {threshold}")
+    return threshold
 
 
 def refuse_quantized(reader: ConfigReader) -> None:

@@ -1,4 +1,4 @@
-"""MiniCPM configs: 1B, 2B, 2B-128k, 4 and 4.1 (muP scales, LongRoPE or dynamic NTK, InfLLM-V2)."""
+"""MiniCPM configs: 1B, 2B, 2B-128k, S-1B, 4 and 4.1 (muP scales, LongRoPE or dynamic NTK, InfLLM-V2)."""
 
 from __future__ import annotations
 
@@ -70,6 +70,7 @@ class MiniCPMConfig(LlamaConfig):
             ConfigError: a key is missing, malformed or asks for something not implemented.
         """
         reader = ConfigReader(data)
+        reader.only("num_experts", (0,), 0)
         config = cls(**read_minicpm(reader))
         reader.finish(strict=False)
         config.attention_spec(0)
@@ -106,7 +107,6 @@ class MiniCPMConfig(LlamaConfig):
 
 def read_minicpm(reader: ConfigReader) -> dict[str, Any]:
     """The keys of a MiniCPM decoder, checked."""
-    reader.only("num_experts", (0,), 0)
     decoder = read_decoder(reader, tied=True)
     sparse = reader.section("sparse_config")
     return {

@@ -53,6 +53,7 @@ class MiniCPMSALAConfig(MiniCPMConfig):
             ConfigError: a key is missing, malformed or asks for something not implemented.
         """
         reader = ConfigReader(data)
+        reader.only("num_experts", (0,), 0)
         decoder = read_minicpm(reader)
         for key, value in _ONLY.items():
             reader.only(key, (value,))

@@ -42,18 +42,26 @@ class MLP(nn.Module):
         self.gate_proj = nn.Linear(hidden, wide, bias=False)
         self.up_proj = nn.Linear(hidden, wide, bias=False)
         self.down_proj = nn.Linear(wide, hidden, bias=False)
+        self.gate_threshold = config.gate_threshold
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.down_proj(nn.functional.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
+        return self.down_proj(self.activation(self.gate_proj(hidden)) * self.up_proj(hidden))
+
+    def activation(self, gate: Tensor) -> Tensor:
+        if self.gate_threshold is None:
+            return nn.functional.silu(gate)
+        return nn.functional.threshold(gate, self.gate_threshold, 0.0)
 
 
 class DecoderLayer(nn.Module):
+    mlp_class: type[nn.Module] = MLP
+
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn: nn.Module = Attention(config, layer)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config)
+        self.mlp = self.mlp_class(config)
 
     def forward(
         self, hidden: Tensor, rotation: Rotation, past_length: Tensor, cache: Cache

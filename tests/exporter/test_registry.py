@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cpm_edge.exporter.errors import ConfigError
-from cpm_edge.exporter.registry import ARCHITECTURES, find_architecture
+from cpm_edge.exporter.registry import ARCHITECTURES, BY_KEY, find_architecture
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -17,6 +17,14 @@ def test_every_entry_has_a_config_and_a_model(name: str) -> None:
     model = entry.model_class()
     assert {"embed", "head", "forward"} <= set(dir(model))
     assert entry.releases
+
+
+@pytest.mark.parametrize(("name", "key"), BY_KEY)
+def test_a_key_tells_architectures_of_one_name_apart(name: str, key: str) -> None:
+    entry = find_architecture({"architectures": [name], key: 8})
+    assert entry is BY_KEY[name, key] and entry.model_class() is not ARCHITECTURES[name].model_class()
+    for nothing in (0, None, False):
+        assert find_architecture({"architectures": [name], key: nothing}) is ARCHITECTURES[name]
 
 
 def test_the_first_known_name_counts() -> None:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 
 from tests.runtimes.fakes import CHATML, byte_level_tokenizer
+from tests.support.mlps import experts_config, fatrelu_config, mlp_tensors
 from tests.support.sala import LIGHTNING, mixer_config, mixer_tensors
 from tests.support.sala import SPARSE as SPARSE_MIXER
 
@@ -96,6 +97,7 @@ VARIANTS: dict[str, Config] = {
         "head_dim": 16,
         "sparse_config": {**_SPARSE, "coarse_lse": 1},
     },
+    "fatrelu": {**_MINICPM, **fatrelu_config(1.25), "tie_word_embeddings": True},
     # The first layer has no cache; heads of both kinds of layers differ in number and size.
     "sala": {
         **_MINICPM,
@@ -107,6 +109,11 @@ VARIANTS: dict[str, Config] = {
         **mixer_config([SPARSE_MIXER, LIGHTNING, LIGHTNING], heads=8, size=16),
         "tie_word_embeddings": True,
     },
+}
+
+EXPERTS: dict[str, Config] = {
+    "moe": {**_MINICPM, **experts_config(8, 2), "num_key_value_heads": 4},
+    "moe-sparse": {**_MINICPM, **experts_config(5, 3), "sparse_config": {**_SPARSE, "coarse_lse": 1}},
 }
 
 # Variants whose linear layers are ternary, by the group sizes that their tensors have in turn; 0 is the row.
@@ -123,7 +130,7 @@ _WIDE: Config = {**_MINICPM, "hidden_size": 256, "intermediate_size": 512, "dim_
 
 
 def config_of(variant: str) -> Config:
-    return _WIDE if variant in (*TERNARY, TERNARY_WIDE) else VARIANTS[variant]
+    return _WIDE if variant in (*TERNARY, TERNARY_WIDE) else (VARIANTS | EXPERTS)[variant]
 
 
 def tensors_of(variant: str) -> Tensors:
@@ -159,7 +166,7 @@ def head_size(config: Config) -> int:
 def make_tensors(config: Config, seed: int = 0) -> Tensors:
     """Random weights for a config, float32, by checkpoint name."""
     rng = np.random.default_rng(seed)
-    hidden, wide = config["hidden_size"], config["intermediate_size"]
+    hidden = config["hidden_size"]
     heads, kv_heads, size = config["num_attention_heads"], config["num_key_value_heads"], head_size(config)
     tied = config["tie_word_embeddings"]
     divisor = hidden / config["dim_model_base"] if "dim_model_base" in config else 1.0
@@ -182,10 +189,8 @@ def make_tensors(config: Config, seed: int = 0) -> Tensors:
             prefix + "self_attn.v_proj.weight": matrix(kv_heads * size, hidden, 1.5),
             prefix + "self_attn.o_proj.weight": matrix(hidden, heads * size, 3.0),
             prefix + "post_attention_layernorm.weight": norm(),
-            prefix + "mlp.gate_proj.weight": matrix(wide, hidden, 1.5),
-            prefix + "mlp.up_proj.weight": matrix(wide, hidden, 1.5),
-            prefix + "mlp.down_proj.weight": matrix(hidden, wide, 1.0),
         }
+        result |= {f"{prefix}mlp.{name}": tensor for name, tensor in mlp_tensors(config, matrix).items()}
         if "mixer_types" in config:
             mixer = mixer_tensors(config, layer, matrix, norm)
             result |= {prefix + name: tensor for name, tensor in mixer.items()}

@@ -21,11 +21,12 @@ import numpy.typing as npt
 
 from cpm_edge.plugins.sparse_attention.reference import Trace, sparse_attention
 from cpm_edge.plugins.sparse_attention.spec import SparseAttentionSpec
-from tests.support import sala
+from tests.support import mlps, sala
 
 Float64s = npt.NDArray[np.float64]
 
 NEAR_TIE = 1e-6
+NEAR_CHOICE = 1e-5
 
 
 @dataclass
@@ -35,19 +36,30 @@ class NumpyRun:
     Attributes:
         logits: float64 (T, vocab).
         traces: what each layer's attention selected, and by which margin.
+        margins: how far each position (T,) is from another choice in a layer's MLP.
     """
 
     logits: Float64s
     traces: list[Trace] = field(default_factory=list)
+    margins: list[Float64s] = field(default_factory=list)
 
     def near_ties(self) -> list[tuple[int, int]]:
-        """(layer, position) of each selection that rounding may turn: a gap above 0 and below 1e-6."""
-        return [
+        """(layer, position) of each choice that rounding may turn.
+
+        Of blocks: a gap above 0 and below 1e-6; in the MLP: a margin below 1e-5.
+        """
+        blocks = [
             (layer, position)
             for layer, trace in enumerate(self.traces)
             for (_, _, position), gap in trace.gaps.items()
             if 0 < gap < NEAR_TIE
         ]
+        mlps = [
+            (layer, int(position))
+            for layer, margins in enumerate(self.margins)
+            for position in np.flatnonzero(margins < NEAR_CHOICE)
+        ]
+        return blocks + mlps
 
     def count(self) -> dict[str, int]:
         """How many rows chose their blocks, exact ties among them, and near-ties."""
@@ -85,10 +97,9 @@ def run(
         normed = _rms(hidden, own["input_layernorm.weight"], eps)
         hidden = hidden + branch * _attention(config, own, normed, cos, sin, trace)
         normed = _rms(hidden, own["post_attention_layernorm.weight"], eps)
-        gate = normed @ own["mlp.gate_proj.weight"].T
-        fed = (gate / (1 + np.exp(-gate))) * (normed @ own["mlp.up_proj.weight"].T)
-        hidden = hidden + branch * (fed @ own["mlp.down_proj.weight"].T)
+        hidden = hidden + branch * mlps.mlp(config, own, normed)
         result.traces.append(trace)
+        result.margins.append(mlps.margins(config, own, normed))
     final = _rms(hidden, weight["model.norm.weight"], eps)
     if is_minicpm:
         final = final / (config["hidden_size"] / config["dim_model_base"])

@@ -51,8 +51,8 @@ def test_what_has_no_default_is_asked_for(key: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_act": "gelu"}, "hidden_act: expected silu, got gelu"),
-        ({"hidden_act": "fatrelu"}, "hidden_act: expected silu, got fatrelu"),
+        ({"hidden_act": "gelu"}, "hidden_act: expected silu or relu or fatrelu, got gelu"),
+        ({"hidden_act": "fatrelu"}, "hidden_act_param: expected a number, got nothing"),
         ({"attention_bias": True}, "attention_bias: expected false, got true"),
         ({"mlp_bias": True}, "mlp_bias: expected false, got true"),
         ({"mlp_bias": 0}, "mlp_bias: expected false, got 0"),

@@ -96,7 +96,12 @@ def test_what_the_sparse_attention_refuses(sparse: dict[str, Any], message: str)
         ({"num_experts": 8}, "num_experts: expected 0, got 8"),
         ({"dim_model_base": 0}, "dim_model_base: expected a positive integer, got 0"),
         ({"scale_emb": "12"}, "scale_emb: expected a number, got '12'"),
-        ({"hidden_act": "fatrelu"}, "hidden_act: expected silu, got fatrelu"),
+        ({"hidden_act": "gelu"}, "hidden_act: expected silu or relu or fatrelu, got gelu"),
+        ({"hidden_act": "fatrelu"}, "hidden_act_param: expected a number, got nothing"),
+        (
+            {"hidden_act": "fatrelu", "hidden_act_param": -0.1},
+            "hidden_act_param: expected a threshold of 0 or more, got -0.1",
+        ),
         ({"sparse_config": 5}, "sparse_config: expected an object, got 5"),
         ({"num_key_value_heads": 3}, "num_key_value_heads: expected a divisor of 4, got 3"),
     ],
@@ -109,6 +114,12 @@ def test_what_the_architecture_refuses(changes: dict[str, Any], message: str) ->
 def test_no_experts_is_an_ordinary_model() -> None:
     """MiniCPM-2B-128k says so in its config."""
     assert read(num_experts=0) == read()
+
+
+def test_the_threshold_of_the_gate() -> None:
+    assert read().gate_threshold is None
+    assert read(hidden_act="relu").gate_threshold == 0
+    assert read(hidden_act="fatrelu", hidden_act_param=0.01).gate_threshold == 0.01
 
 
 def test_unknown_keys_are_told() -> None:

@@ -1,0 +1,1 @@
+"""cpm.MixtureOfExperts: gated MLPs of which a router chooses a few for every token."""
