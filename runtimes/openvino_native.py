@@ -75,6 +75,14 @@ def _static_decode(model: ov.Model) -> ov.Model:
     return model
 
 
+def _bind(request: ov.InferRequest, inputs: dict[str, npt.NDArray[Any]]) -> None:
+    """Let the request read these arrays, C-contiguous, at each inference; they must outlive it."""
+    import openvino
+
+    for name, array in inputs.items():
+        request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+
+
 class OpenVinoNativeEngine(Engine):
     """The two compiled models; each session has its own requests, threads and caches."""
 
@@ -130,10 +138,11 @@ class OpenVinoNativeSession(Session):
         self._kernel: int = manifest.attention["kernel_size"]
         self._native = NativeSession(engine.threads, self._layout["layers"])
         self._address = np.array([self._native.address], np.uint64).view(np.uint8)
-        self._requests = {
-            "prefill": engine.prefill.create_infer_request(),
-            "decode": engine.decode.create_infer_request(),
-        }
+        self._prefill = engine.prefill.create_infer_request()
+        self._decode = engine.decode.create_infer_request()
+        # Bound once: handing inputs over costs more than a layer's nodes.
+        self._token, self._past = np.zeros((1, 1), np.int64), np.zeros(1, np.int64)
+        _bind(self._decode, {"input_ids": self._token, "past_length": self._past, "session": self._address})
         self._keys: list[npt.NDArray[np.float16]] = []
         self._values: list[npt.NDArray[np.float16]] = []
         self._pooled: list[npt.NDArray[np.float32]] = []
@@ -229,19 +238,23 @@ class OpenVinoNativeSession(Session):
         return grown
 
     def _step(self, tokens: TokenArray, logits: Logits) -> FloatArray:
-        inputs = {
-            "input_ids": tokens[None],
-            "past_length": np.array([self.position], np.int64),
-            "session": self._address,
-        }
-        kind = "decode" if len(tokens) == 1 else "prefill"
-        if kind == "prefill":
-            inputs["logits_from"] = np.array([0 if logits == "all" else len(tokens) - 1], np.int64)
         try:
             with self._native.step():
                 self._reserve(self.position + len(tokens))
-                request = self._requests[kind]
-                request.infer(inputs, share_inputs=True)
+                if len(tokens) == 1:
+                    request = self._decode
+                    self._token[0, 0], self._past[0] = tokens[0], self.position
+                else:
+                    request = self._prefill
+                    first = 0 if logits == "all" else len(tokens) - 1
+                    inputs = {
+                        "input_ids": tokens[None],
+                        "past_length": np.array([self.position], np.int64),
+                        "logits_from": np.array([first], np.int64),
+                        "session": self._address,
+                    }
+                    _bind(request, inputs)
+                request.infer()
                 rows: FloatArray = request.get_tensor("logits").data[0]
                 return rows if logits == "all" else rows.copy()
         except NativeError as error:
@@ -267,6 +280,6 @@ class OpenVinoNativeSession(Session):
     def _close(self) -> None:
         # In this order: closing waits for a step in another thread, which uses all the others.
         self._native.close()
-        self._requests.clear()
+        del self._prefill, self._decode
         for buffers in self._buffers():
             buffers.clear()
