@@ -20,8 +20,10 @@ from cpm_edge.exporter.disk import disk_errors
 from cpm_edge.exporter.errors import ExportError, ExportWarning
 from cpm_edge.exporter.model_card import model_card
 from cpm_edge.exporter.options import ExportOptions
+from cpm_edge.exporter.passes.column_order import gather_columns
 from cpm_edge.exporter.progress import Progress
 from cpm_edge.exporter.registry import Architecture, find_architecture
+from cpm_edge.exporter.taken import Taken
 from cpm_edge.exporter.targets.common import BuildJob, Built
 from cpm_edge.exporter.verify import verify_in_child
 from cpm_edge.exporter.weight_format import choose_format
@@ -44,6 +46,7 @@ class Plan:
     config: LlamaConfig
     policy: Policy
     max_context: int
+    taken: Taken | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
             with progress.weights("Settling formats", elements), _timed(seconds, "settle"):
                 job.weights.find_schemes(progress.advance)
                 _check_groups(plan, job.weights)
+                gather_columns(job.model.graph, job.weights)
             with progress.weights("Converting weights", elements), _timed(seconds, "lower"):
                 built = _target(options.target).build(job)
             with progress.stage("Writing model card and manifest"), _timed(seconds, "describe"):
@@ -86,7 +90,7 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
                 manifest = dataclasses.replace(manifest, files=hash_files(folder))
             if options.verify:
                 with progress.stage("Verifying the bundle"), _timed(seconds, "verify"):
-                    report = verify_in_child(plan.options, Bundle(folder, manifest), job.weights.found)
+                    report = verify_in_child(plan.options, Bundle(folder, manifest), job.weights)
                 manifest = dataclasses.replace(manifest, verification=report)
             write_manifest(folder, manifest)
         return ExportResult(options.output, manifest, seconds)
@@ -117,9 +121,9 @@ def prepare(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
             f"got {max_context}",
             hint="a longer context needs a rope_scaling made for it in config.json",
         )
-    weight_format = choose_format(options.weight_format, checkpoint)
+    weight_format, taken = choose_format(options, checkpoint)
     options = dataclasses.replace(options, weight_format=weight_format.value)
-    return Plan(options, checkpoint, architecture, config, _policy(options, config), max_context)
+    return Plan(options, checkpoint, architecture, config, _policy(options, config), max_context, taken)
 
 
 def _policy(options: ExportOptions, config: LlamaConfig) -> Policy:
@@ -160,14 +164,18 @@ def _trace(plan: Plan, folder: Path, progress: Progress) -> BuildJob:
 
 
 def _check_groups(plan: Plan, weights: ModelWeights) -> None:
-    """Refuse a group size that is not that of ternary weights."""
+    """Refuse a group size or zero points that are not those of weights that are taken as they are."""
     asked = plan.options.group_size
-    for name, scheme in weights.found.items():
-        if asked is not None and asked != (scheme.group_size or weights.shapes[name][-1]):
+    taken = {name for name, scheme in weights.found.items() if scheme.format is WeightFormat.TERNARY}
+    for name in sorted(taken | weights.own):
+        scheme = weights.found[name]
+        other_size = asked is not None and asked != (scheme.group_size or weights.shapes[name][-1])
+        if other_size or (scheme.symmetric and not plan.options.symmetric):
+            option, value = ("--group-size", f" {asked}") if other_size else ("--asym", "")
             raise ExportError(
-                f"--group-size {asked}: tensor {name} is {scheme.describe()}, and ternary weights keep the "
-                "groups of the checkpoint",
-                hint="leave --group-size out, or choose --weight-format int4",
+                f"{option}{value}: tensor {name} is {scheme.describe()}, and weights that are taken as they "
+                "are keep the groups of the checkpoint",
+                hint=f"leave {option} out, or choose --weight-format int4",
             )
 
 
@@ -175,10 +183,17 @@ def _warn_of_unused(weights: ModelWeights, tied: bool) -> None:
     """Say what the graph leaves out: a bias in the checkpoint, say, that config.json does not mention."""
     derived = {HEAD} if tied else set()
     names = [name for name in weights.unused() if name not in derived and not name.endswith(".inv_freq")]
+    names = [name for name in names if not _is_empty_bias(weights.checkpoint, name)]
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         message = f"tensors that the model does not use: {', '.join(names[:3])}{more}"
         warnings.warn(message, ExportWarning, stacklevel=2)
+
+
+def _is_empty_bias(checkpoint: Checkpoint, name: str) -> bool:
+    """Old GPTQ tools give every matrix a bias, all zeros where the model has none."""
+    module, _, ending = name.rpartition(".")
+    return ending == "bias" and f"{module}.weight" in checkpoint.packed and not checkpoint.read(name).any()
 
 
 def model_weights(plan: Plan, model: Any) -> ModelWeights:
@@ -189,7 +204,7 @@ def model_weights(plan: Plan, model: Any) -> ModelWeights:
         if value.const_value is None
     }
     constants = {"rotary.inv_freq": np.asarray(plan.config.rope.table(plan.max_context).inv_freq)}
-    return ModelWeights(plan.checkpoint, shapes, constants, plan.policy)
+    return ModelWeights(plan.checkpoint, shapes, constants, plan.policy, plan.taken)
 
 
 def _target(name: str) -> Any:
@@ -233,7 +248,7 @@ def _manifest(plan: Plan, weights: ModelWeights, built: Built) -> Manifest:
             "linear_parameters": weights.linear_parameters(),
             "linear_bytes": weights.stored_bytes[TensorClass.LINEAR],
             "embedding": plan.policy.embedding.describe(),
-            "head": plan.policy.head.describe(),
+            "head": weights.head_scheme().describe(),
             "activations": built.activations,
             "other_groups": other_groups,
         },

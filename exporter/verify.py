@@ -11,7 +11,7 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.options import ExportOptions
+from cpm_edge.exporter.weights import ModelWeights
 from cpm_edge.quant import Scheme, WeightFormat
 from cpm_edge.runtimes.bundle import Bundle, Manifest
 from cpm_edge.runtimes.cache_layout import kv_layers
@@ -39,14 +40,14 @@ _LIMITS = {"float32": (0.9999, 1e-3), "float16": (0.999, 3e-2), "int8": (0.97, 0
 
 
 def verify_in_child(
-    options: ExportOptions, bundle: Bundle, found: Mapping[str, Scheme] | None = None
+    options: ExportOptions, bundle: Bundle, weights: ModelWeights | None = None
 ) -> dict[str, Any]:
     """Compare a bundle with its checkpoint; its manifest need not be written yet.
 
     Args:
         options: of the export.
         bundle: what was made.
-        found: ``ModelWeights.found``, so that the weights need not be read once more for it.
+        weights: those of the export: what they found need not be looked for once more.
 
     Returns:
         The manifest's ``verification`` entry.
@@ -54,12 +55,16 @@ def verify_in_child(
     Raises:
         ExportError: the bundle diverges, or the comparison could not run.
     """
-    job = {
+    job: dict[str, Any] = {
         "options": {**dataclasses.asdict(options), "output": str(options.output)},
         "folder": str(bundle.path.resolve()),
         "manifest": bundle.manifest.to_json(),
-        "found": {name: dataclasses.asdict(scheme) for name, scheme in (found or {}).items()},
+        "found": {},
+        "own": [],
     }
+    if weights is not None:
+        job["found"] = {name: dataclasses.asdict(scheme) for name, scheme in weights.found.items()}
+        job["own"] = sorted(weights.own)
     # -P: without it Python would import modules that lie in the current folder, which may be a checkpoint.
     command = [sys.executable, "-P", "-m", "cpm_edge.exporter.verify"]
     child = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=False)
@@ -81,13 +86,15 @@ def verify_in_child(
 
 
 def verify(
-    options: ExportOptions, bundle: Bundle, found: Mapping[str, Scheme] | None = None
+    options: ExportOptions,
+    bundle: Bundle,
+    found: Mapping[str, Scheme] | None = None,
+    own: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """The comparison itself; see ``verify_in_child``."""
+    """The comparison itself; see ``verify_in_child``. ``found`` and ``own`` are those of ``ModelWeights``."""
     from cpm_edge.exporter.checkpoint import open_checkpoint
     from cpm_edge.exporter.eager import run_streamed
     from cpm_edge.exporter.export import prepare
-    from cpm_edge.exporter.weights import ModelWeights
 
     with open_checkpoint(options.model, revision=options.revision) as checkpoint:
         plan = prepare(options, checkpoint)
@@ -95,7 +102,9 @@ def verify(
         shapes = {name: tuple(info.shape) for name, info in checkpoint.tensors.items()}
         constants = {"rotary.inv_freq": rope.inv_freq}
         shapes.update({name: array.shape for name, array in constants.items()})
-        weights = ModelWeights(checkpoint, shapes, constants, plan.policy, found=dict(found or {}))
+        weights = ModelWeights(checkpoint, shapes, constants, plan.policy, plan.taken)
+        weights.found.update(found or {})
+        weights.own.update(own)
         tokens = _tokens(bundle.path, plan.config.vocab_size, min(options.verify_tokens, plan.max_context))
 
         def read_source(name: str) -> FloatArray:
@@ -189,7 +198,8 @@ def _main() -> None:
     job = json.load(sys.stdin)
     options = ExportOptions(**{**job["options"], "output": Path(job["options"]["output"])})
     found = {name: _scheme(fields) for name, fields in job["found"].items()}
-    report = verify(options, Bundle(Path(job["folder"]), Manifest.from_json(job["manifest"])), found)
+    bundle = Bundle(Path(job["folder"]), Manifest.from_json(job["manifest"]))
+    report = verify(options, bundle, found, job["own"])
     json.dump(report, sys.stdout)
 
 

@@ -3,32 +3,80 @@
 from __future__ import annotations
 
 import warnings
+from typing import NamedTuple
 
 from cpm_edge.exporter.checkpoint import Checkpoint
 from cpm_edge.exporter.errors import ExportWarning
-from cpm_edge.exporter.weights import tensor_class
-from cpm_edge.quant import TensorClass, WeightFormat, is_ternary
+from cpm_edge.exporter.options import ExportOptions
+from cpm_edge.exporter.taken import StoredIntegers, Taken
+from cpm_edge.exporter.weights import HEAD, tensor_class
+from cpm_edge.quant import Scheme, TensorClass, WeightFormat, is_ternary
 
 SAMPLED_TENSORS = 5
 SAMPLED_ROWS = 8
 
 
-def choose_format(asked: str, checkpoint: Checkpoint) -> WeightFormat:
-    """The format for ``--weight-format``: ``auto`` is ternary for ternary checkpoints, else int4.
+class Choice(NamedTuple):
+    """The format of the linear layers, and the checkpoint's own integers if these are to be kept."""
+
+    format: WeightFormat
+    taken: Taken | None = None
+
+
+def choose_format(options: ExportOptions, checkpoint: Checkpoint) -> Choice:
+    """What ``--weight-format`` comes to: ``auto`` is the checkpoint's own format, else int4.
+
+    Integers of the checkpoint are kept too when their format is asked for by name, unless another group size
+    or zero points are asked for with it.
 
     Warns with ExportWarning when integers of the checkpoint are about to be rounded again.
+
+    Raises:
+        CheckpointError: the integers are damaged.
     """
+    asked = options.weight_format
+    own = own_format(checkpoint)
+    if own is not None:
+        keep = StoredIntegers(checkpoint, frozenset({HEAD} if options.head_format else ()))
+        if asked == "auto" or (asked == own.format.value and _fits(options, own)):
+            return Choice(own.format, keep)
+        chosen = WeightFormat(asked)
+        if chosen not in (WeightFormat.FP32, WeightFormat.TERNARY):
+            _warn_of_rounding(f"{checkpoint.name} are {own.describe()}", asked)
+        return Choice(chosen)
+    ternary = looks_ternary(checkpoint)
     if asked == "auto":
-        return WeightFormat.TERNARY if looks_ternary(checkpoint) else WeightFormat.INT4
-    chosen = WeightFormat(asked)
-    if chosen in (WeightFormat.INT4, WeightFormat.INT8) and looks_ternary(checkpoint):
-        warnings.warn(
-            f"the linear layers of {checkpoint.name} are ternary and {asked} quantizes them again; "
-            "--weight-format auto keeps them as they are, in 2 bits",
-            ExportWarning,
-            stacklevel=2,
-        )
-    return chosen
+        return Choice(WeightFormat.TERNARY if ternary else WeightFormat.INT4)
+    if ternary and asked in ("int4", "int8"):
+        _warn_of_rounding(f"{checkpoint.name} are ternary", asked, ", in 2 bits")
+    return Choice(WeightFormat(asked))
+
+
+def own_format(checkpoint: Checkpoint) -> Scheme | None:
+    """The scheme of the first linear layer that is stored in integers, None when there is none.
+
+    Raises:
+        CheckpointError: its integers are damaged.
+    """
+    for name in checkpoint.packed:
+        integers = checkpoint.integers(name) if tensor_class(name, 2) is TensorClass.LINEAR else None
+        if integers is not None:
+            return integers.scheme
+    return None
+
+
+def _fits(options: ExportOptions, own: Scheme) -> bool:
+    """Whether the group size and zero points that were asked for are the checkpoint's."""
+    return options.group_size in (None, own.group_size) and (options.symmetric or not own.symmetric)
+
+
+def _warn_of_rounding(what: str, asked: str, how: str = "") -> None:
+    warnings.warn(
+        f"the linear layers of {what} and {asked} quantizes them again; "
+        f"--weight-format auto keeps them as they are{how}",
+        ExportWarning,
+        stacklevel=3,
+    )
 
 
 def looks_ternary(checkpoint: Checkpoint) -> bool:

@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -17,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cpm_edge.exporter.checkpoint import Checkpoint
+from cpm_edge.exporter.checkpoint.integers import Order
 from cpm_edge.exporter.errors import CheckpointError, ExportError
+from cpm_edge.exporter.taken import REST, Taken
 from cpm_edge.exporter.weight_file import Region
 from cpm_edge.quant import (
     Policy,
@@ -52,8 +55,10 @@ class ModelWeights:
         constants: tensors that the config determines instead of the checkpoint.
         policy: the scheme of each class.
         notes: group sizes that had to shrink, by tensor name; filled by ``scheme``.
-        found: schemes that the weights themselves determine (ternary groups), by tensor name; filled by
-            ``scheme``, which reads a tensor once for it.
+        taken: the checkpoint's own integers, where they are to be kept.
+        found: schemes that the weights themselves determine (ternary groups, integers of the checkpoint), by
+            tensor name; filled by ``scheme``, which reads a tensor once for it.
+        own: tensors whose integers are those of ``taken``; filled by ``scheme``.
         stored_bytes: what the tensors of each class take in the bundle; filled by ``count_bytes``.
     """
 
@@ -61,8 +66,10 @@ class ModelWeights:
     shapes: Mapping[str, tuple[int, ...]]
     constants: Mapping[str, npt.NDArray[np.float32]]
     policy: Policy
+    taken: Taken | None = None
     notes: dict[str, str] = field(default_factory=dict)
     found: dict[str, Scheme] = field(default_factory=dict)
+    own: set[str] = field(default_factory=set)
     stored_bytes: Counter[TensorClass] = field(default_factory=Counter)
 
     def check(self) -> None:
@@ -121,11 +128,13 @@ class ModelWeights:
         """How the tensor is stored.
 
         Raises:
-            CheckpointError: it should be ternary and is not.
+            CheckpointError: it should be ternary and is not, or its integers are damaged.
             ExportError: no group size fits its columns.
         """
         if name in self.found:
             return self.found[name]
+        if self.taken is not None and (own := self._own(name, self.taken)) is not None:
+            return self.found.setdefault(name, own)
         try:
             scheme, note = self.policy.scheme_for(self.kind(name), self.shapes[name][-1])
         except QuantError as error:
@@ -139,10 +148,25 @@ class ModelWeights:
             self.notes[name] = note
         return scheme
 
+    def _own(self, name: str, taken: Taken) -> Scheme | None:
+        """The checkpoint's own scheme; for linear layers that it left in floats REST."""
+        kind = self.kind(name)
+        if kind not in (TensorClass.LINEAR, TensorClass.HEAD):
+            return None
+        own = taken.scheme(name)
+        if own is not None:
+            self.own.add(name)
+            return own
+        return REST if kind is TensorClass.LINEAR else None
+
+    def column_order(self, name: str) -> Order | None:
+        """The matrix column of each stored column, once the scheme is known; None: in their places."""
+        return self.taken.column_order(name) if self.taken is not None and name in self.own else None
+
     def _ternary(self, name: str) -> Scheme:
         """The largest groups in which all rows of a tensor are ternary."""
         width, half = self.shapes[name][-1], True
-        for block in self._ahead(name, find_ternary):
+        for block in self._each_block(name, find_ternary):
             width, half = min(width, block.width), half and block.half
         group = None if width == self.shapes[name][-1] else width
         return Scheme(WeightFormat.TERNARY, group, wide_scales=not half)
@@ -151,9 +175,14 @@ class ModelWeights:
         """What most linear layers are stored in, and notes on the others by tensor name."""
         if not self.found:
             return self.policy.linear, self.notes
-        ((usual, _),) = Counter(self.found.values()).most_common(1)
-        others = {name: scheme.describe() for name, scheme in self.found.items() if scheme != usual}
+        linear = {name: s for name, s in self.found.items() if self.kind(name) is TensorClass.LINEAR}
+        ((usual, _),) = Counter(linear.values()).most_common(1)
+        others = {name: scheme.describe() for name, scheme in linear.items() if scheme != usual}
         return usual, self.notes | others
+
+    def head_scheme(self) -> Scheme:
+        """What the output head is stored in, be it the embedding or a tensor of its own."""
+        return self.scheme(HEAD if HEAD in self.shapes else EMBEDDING)
 
     def count_bytes(self, name: str, region: Region) -> None:
         """Note that a part of the tensor was written."""
@@ -181,27 +210,23 @@ class ModelWeights:
             yield block
 
     def quantized(self, name: str) -> Iterator[Quantized]:
-        """The tensor's row blocks in its integer scheme."""
+        """The tensor's row blocks in its integer scheme; columns in the order of ``column_order``."""
         scheme = self.scheme(name)
-        return self._ahead(name, lambda block: quantize(block, scheme))
+        if name in self.own:
+            assert self.taken is not None
+            return _ahead(name, self.taken.jobs(name))
+        return self._each_block(name, lambda block: quantize(block, scheme))
 
-    def _ahead(self, name: str, work: Callable[[npt.NDArray[np.float32]], Result]) -> Iterator[Result]:
-        """``work`` on the tensor's row blocks in order, done ahead on every core."""
+    def _each_block(self, name: str, work: Callable[[npt.NDArray[np.float32]], Result]) -> Iterator[Result]:
+        """``work`` on the tensor's row blocks in order."""
 
-        def named(block: npt.NDArray[np.float32], start: int) -> Result:
-            with _named(name, start):
-                return work(block)
-
-        ahead: deque[Future[Result]] = deque()
-        start = 0
-        with ThreadPoolExecutor(WORKERS) as pool:
+        def jobs() -> Iterator[tuple[int, Callable[[], Result]]]:
+            start = 0
             for block in self.blocks(name):
-                ahead.append(pool.submit(named, block, start))
+                yield start, partial(work, block)
                 start += len(block)
-                if len(ahead) > WORKERS:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+
+        return _ahead(name, jobs())
 
     def stored(self, name: str) -> Iterator[Rows]:
         """The tensor's row blocks in its float scheme: float32, float16, or bfloat16 as uint16 bits."""
@@ -225,6 +250,9 @@ class ModelWeights:
             for block in self.quantized(name):
                 result[start : start + len(block.codes)] = block.dequantize()
                 start += len(block.codes)
+            if (order := self.column_order(name)) is not None:
+                sorted_columns, result = result, np.empty_like(result)
+                result[:, order] = sorted_columns
         return result
 
 
@@ -237,6 +265,23 @@ def tensor_class(name: str, rank: int) -> TensorClass:
     if name.endswith(ROUTER):
         return TensorClass.OTHER
     return TensorClass.LINEAR if rank == 2 else TensorClass.NORM
+
+
+def _ahead(name: str, jobs: Iterator[tuple[int, Callable[[], Result]]]) -> Iterator[Result]:
+    """Results of a tensor's jobs (first row, work) in order, done ahead on every core."""
+
+    def named(start: int, work: Callable[[], Result]) -> Result:
+        with _named(name, start):
+            return work()
+
+    ahead: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for start, work in jobs:
+            ahead.append(pool.submit(named, start, work))
+            if len(ahead) > WORKERS:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def _fp16(block: npt.NDArray[np.float32]) -> Rows:

@@ -54,7 +54,8 @@ class Scheme:
         format: the number format.
         group_size: neighbouring columns that share a scale; None is one scale per row.
         symmetric: the zero point is fixed (``zero_code``) instead of stored per group.
-        wide_scales: the scales are float32, because float16 does not hold all of them exactly; ternary only.
+        wide_scales: the scales are float32, because float16 does not hold all of them exactly; only for
+            integers that a checkpoint brings (ternary, int4), since ours are chosen so that it holds them.
 
     Raises:
         QuantError: the three do not go together.
@@ -78,7 +79,7 @@ class Scheme:
                 f"asymmetric {self.format.value} is not supported, only asymmetric int4",
                 hint="leave asymmetric out, or choose int4",
             )
-        if self.wide_scales and self.format is not WeightFormat.TERNARY:
+        if self.wide_scales and self.format not in (WeightFormat.TERNARY, WeightFormat.INT4):
             raise QuantError(f"{self.format.value} scales are float16: they are chosen so that it holds them")
 
     @property
@@ -91,9 +92,10 @@ class Scheme:
         if self.format.is_float:
             return self.format.value
         group = "row" if self.group_size is None else f"g{self.group_size}"
+        wide = " with float32 scales" if self.wide_scales else ""
         if self.format is WeightFormat.TERNARY:
-            return f"ternary {group}" + (" with float32 scales" if self.wide_scales else "")
-        return f"{self.format.value} {group} {'sym' if self.symmetric else 'asym'}"
+            return f"ternary {group}{wide}"
+        return f"{self.format.value} {group} {'sym' if self.symmetric else 'asym'}{wide}"
 
     def groups(self, cols: int) -> int:
         """Scales that a row of ``cols`` weights has.

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from cpm_edge.exporter.checkpoint.files import fingerprint_file
+from cpm_edge.exporter.checkpoint.integers import Integers
 from cpm_edge.exporter.checkpoint.tensors import FloatRows, RawRows, TensorInfo, TensorStore, row_range
 from cpm_edge.exporter.errors import CheckpointError
 
@@ -48,8 +49,22 @@ class Checkpoint:
     def tensors(self) -> Mapping[str, TensorInfo]:
         return self._store.tensors
 
+    @property
+    def packed(self) -> Mapping[str, str]:
+        """The format (``GPTQ``, ``AWQ``, ``Q4_0`` ...) of each tensor that is stored in integers."""
+        return self._store.packed
+
+    def integers(self, name: str) -> Integers | None:
+        """The integers of a tensor as they are stored; None if it is not packed or has no equal in a bundle.
+
+        Raises:
+            CheckpointError: unknown tensor, or its scales, zero points or group indices are damaged.
+        """
+        self._info(name)
+        return self._store.integers(name) if name in self.packed else None
+
     def read(self, name: str, start: int = 0, stop: int | None = None) -> FloatRows:
-        """Rows ``[start, stop)`` along axis 0 as a new C-contiguous float32 array, dequantized for GGUF.
+        """Rows ``[start, stop)`` along axis 0 as a new C-contiguous float32 array, dequantized if packed.
 
         Raises:
             CheckpointError: unknown tensor, rows outside it, or a read error.
@@ -61,7 +76,7 @@ class Checkpoint:
         """The same rows in the storage type (float16, bfloat16, int32, ...), for lossless copies.
 
         Raises:
-            CheckpointError: as ``read``, and for block-quantized GGUF tensors.
+            CheckpointError: as ``read``, and for packed tensors.
         """
         first, last = row_range(self._info(name), start, stop)
         return self._store.read_raw(name, first, last)

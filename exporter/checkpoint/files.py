@@ -58,6 +58,19 @@ class PositionalFile:
             done += count
         return buffer
 
+    def read_strided(self, offset: int, nbytes: int, stride: int, count: int) -> npt.NDArray[np.uint8]:
+        """``count`` runs of ``nbytes`` whose starts are ``stride`` apart, as uint8 (count, nbytes).
+
+        Raises:
+            CheckpointError: as ``read``.
+        """
+        if nbytes == stride:
+            return self.read(offset, nbytes * count).reshape(count, nbytes)
+        result = np.empty((count, nbytes), dtype=np.uint8)
+        for index in range(count):
+            result[index] = self.read(offset + index * stride, nbytes)
+        return result
+
     def _read_into(self, view: memoryview, offset: int) -> int:
         if hasattr(os, "preadv"):
             return os.preadv(self._handle.fileno(), [view], offset)

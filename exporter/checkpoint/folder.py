@@ -11,9 +11,11 @@ from cpm_edge.exporter.checkpoint.checkpoint import Checkpoint
 from cpm_edge.exporter.checkpoint.files import read_json_object
 from cpm_edge.exporter.checkpoint.folder_assets import load_folder_assets
 from cpm_edge.exporter.checkpoint.gguf_checkpoint import open_gguf
+from cpm_edge.exporter.checkpoint.packed_store import CODES, PackedStore
+from cpm_edge.exporter.checkpoint.quantization import KEY, Quantization, read_quantization
 from cpm_edge.exporter.checkpoint.safetensors_files import open_safetensors
 from cpm_edge.exporter.checkpoint.shards import read_index
-from cpm_edge.exporter.checkpoint.tensors import PlainStore
+from cpm_edge.exporter.checkpoint.tensors import PlainStore, TensorStore
 from cpm_edge.exporter.checkpoint.torch_files import open_torch
 from cpm_edge.exporter.errors import CheckpointError
 
@@ -41,6 +43,7 @@ def open_folder(folder: Path, name: str) -> Checkpoint:
 
     Raises:
         CheckpointError: config.json or the weights are missing, damaged, or not to be told apart.
+        ConfigError: the weights are quantized in a way that is not supported.
     """
     gguf_files = sorted(folder.glob("*.gguf"))
     if gguf_files and not (folder / "config.json").is_file():
@@ -58,15 +61,28 @@ def open_folder(folder: Path, name: str) -> Checkpoint:
     generation_path = folder / "generation_config.json"
     generation_config = read_json_object(generation_path) if generation_path.is_file() else {}
     weights, paths, index = find_weights(folder)
+    quantization = read_quantization(config, folder)
     return Checkpoint(
         name=name,
         kind=weights.kind,
-        config=config,
+        # The bundle's weights are not stored as the key says, so its config.json goes without it.
+        config={key: value for key, value in config.items() if key != KEY},
         generation_config=generation_config,
-        store=weights.open(paths, index),
+        store=_unpacked(weights.open(paths, index), quantization),
         load_assets=partial(load_folder_assets, folder),
         identity=[folder / "config.json"] + ([generation_path] if generation_config else []),
     )
+
+
+def _unpacked(store: PlainStore, quantization: Quantization | None) -> TensorStore:
+    """Packed matrices under their plain names, where there are any."""
+    if not any(name.endswith(CODES) for name in store.tensors):
+        return store
+    try:
+        return PackedStore(store, quantization)
+    except CheckpointError:
+        store.close()
+        raise
 
 
 def find_weights(folder: Path) -> tuple[WeightFormat, list[Path], dict[str, str] | None]:

@@ -12,6 +12,7 @@ from gguf.quants import dequantize
 from cpm_edge.exporter.checkpoint.files import PositionalFile
 from cpm_edge.exporter.checkpoint.gguf_header import GgufTensor
 from cpm_edge.exporter.checkpoint.gguf_names import permuted_heads, stored_rows
+from cpm_edge.exporter.checkpoint.integers import Integers
 from cpm_edge.exporter.checkpoint.tensors import DTYPES, FloatRows, RawRows, TensorInfo
 from cpm_edge.exporter.errors import CheckpointError
 
@@ -24,6 +25,8 @@ UNPACKED = {
 
 class GgufStore:
     """The weights of one GGUF file under Hugging Face names."""
+
+    packed: Mapping[str, str] = {}
 
     def __init__(
         self,
@@ -76,6 +79,10 @@ class GgufStore:
             raise CheckpointError(f"{name} is stored as {tensor.type.name} blocks and has no raw rows")
         rows = self._bytes(name, start, stop).view(dtype)
         return np.ascontiguousarray(self._finish(name, rows, start, stop))
+
+    def integers(self, name: str) -> Integers | None:
+        """None: blocks are dequantized."""
+        return None
 
     def close(self) -> None:
         """Close the file."""

@@ -13,6 +13,8 @@ from cpm_edge.exporter.errors import CheckpointError
 METADATA_FILES = [
     "config.json",
     "generation_config.json",
+    "quantize_config.json",
+    "quant_config.json",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpm_edge.exporter.checkpoint.files import PositionalFile
+from cpm_edge.exporter.checkpoint.integers import Integers
 from cpm_edge.exporter.errors import CheckpointError
 
 FloatRows = npt.NDArray[np.float32]
@@ -48,9 +49,16 @@ class TensorInfo:
 
 
 class TensorStore(Protocol):
-    """The weights of one checkpoint, whatever the format of its files."""
+    """The weights of one checkpoint, whatever the format of its files.
+
+    Attributes:
+        tensors: by Hugging Face name.
+        packed: the format of each tensor whose integers ``integers`` gives.
+        files: all that were opened.
+    """
 
     tensors: Mapping[str, TensorInfo]
+    packed: Mapping[str, str]
     files: list[Path]
 
     def read(self, name: str, start: int, stop: int) -> FloatRows:
@@ -58,6 +66,9 @@ class TensorStore(Protocol):
 
     def read_raw(self, name: str, start: int, stop: int) -> RawRows:
         """The same rows in the storage type."""
+
+    def integers(self, name: str) -> Integers | None:
+        """The integers of one of ``packed``; None where they have no equal in a bundle."""
 
     def close(self) -> None:
         """Close the files."""
@@ -74,6 +85,8 @@ class PlainTensor:
 
 class PlainStore:
     """Tensors stored unpacked and row-major: safetensors and PyTorch files."""
+
+    packed: Mapping[str, str] = {}
 
     def __init__(self, plain: Mapping[str, PlainTensor], files: list[PositionalFile]) -> None:
         self._plain = plain
@@ -93,6 +106,21 @@ class PlainStore:
     def read(self, name: str, start: int, stop: int) -> FloatRows:
         """Rows ``[start, stop)`` as float32; no copy is made of data that is float32 already."""
         return self.read_raw(name, start, stop).astype(np.float32, copy=False)
+
+    def read_columns(self, name: str, start: int, stop: int) -> RawRows:
+        """Columns ``[start, stop)`` of a matrix in the storage type, a new array (rows, stop - start)."""
+        tensor = self._plain[name]
+        dtype = DTYPES[tensor.info.dtype]
+        rows, columns = tensor.info.shape
+        first = tensor.offset + start * dtype.itemsize
+        runs = tensor.file.read_strided(
+            first, (stop - start) * dtype.itemsize, columns * dtype.itemsize, rows
+        )
+        return runs.view(dtype)
+
+    def integers(self, name: str) -> Integers | None:
+        """None: nothing here is packed."""
+        return None
 
     def close(self) -> None:
         """Close the files."""

@@ -79,7 +79,6 @@ def read_decoder(reader: ConfigReader, *, tied: bool) -> dict[str, Any]:
     """
     reader.only("attention_bias", (False,), False)
     reader.only("mlp_bias", (False,), False)
-    refuse_quantized(reader)
     hidden, heads = reader.positive("hidden_size"), reader.positive("num_attention_heads")
     kv_heads = reader.positive("num_key_value_heads", heads)
     if heads % kv_heads:
@@ -115,14 +114,3 @@ def read_gate_threshold(reader: ConfigReader) -> float | None:
     if threshold < 0:
         raise ConfigError(f"hidden_act_param: expected a threshold of 0 or more, got {threshold}")
     return threshold
-
-
-def refuse_quantized(reader: ConfigReader) -> None:
-    """Checkpoints whose weights are stored quantized need a reader of their own."""
-    section = reader.section("quantization_config")
-    if section is not None:
-        method = section.get("quant_method", str, "unknown")
-        raise ConfigError(
-            f"quantization_config.quant_method: expected none, got {method}",
-            hint="export the unquantized checkpoint and choose --weight-format int4",
-        )

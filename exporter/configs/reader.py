@@ -63,6 +63,10 @@ class ConfigReader:
     def name(self, key: str) -> str:
         return f"{self._path}.{key}" if self._path else key
 
+    def has(self, key: str) -> bool:
+        """Whether the key is there, with a value other than null."""
+        return self._data.get(key) is not None
+
     def get(self, key: str, kind: type[T], default: Any = REQUIRED) -> T:
         """The value of ``key``; null counts as absent when there is a default.
 

@@ -42,10 +42,10 @@ class NativePlan:
 
 
 def nbits_shapes(weights: ModelWeights, names: Sequence[str]) -> list[NBitsShape]:
-    """The kernels' view of tensors that one op reads, which have one group size there.
+    """The kernels' view of tensors that one op reads, which have one format there.
 
-    Ternary weights bring their own groups, each a divisor of the next larger: the smallest of them holds for
-    all, with the scales of the others repeated.
+    Tensors that bring their own integers may differ: the smallest group holds for all, with the scales of the
+    others repeated, and the most bits, with zero points if one of int4 has them. No weight changes.
 
     Raises:
         ExportError: the kernels have no such format.
@@ -63,12 +63,10 @@ def nbits_shapes(weights: ModelWeights, names: Sequence[str]) -> list[NBitsShape
                 hint="--flavour stock keeps float32 scales; --weight-format int4 rounds them",
             )
     groups = [scheme.group_size for scheme in schemes if scheme.group_size is not None]
-    group = min(groups, default=0)
-    shapes = []
-    for name, scheme in zip(names, schemes, strict=True):
-        rows, cols = weights.shapes[name]
-        shapes.append(NBitsShape(rows, cols, scheme.bits, group, scheme.symmetric))
-    return shapes
+    group, bits = min(groups, default=0), max(scheme.bits for scheme in schemes)
+    symmetric = bits > 4 or all(scheme.symmetric for scheme in schemes)
+    sizes = [weights.shapes[name] for name in names]
+    return [NBitsShape(rows, cols, bits, group, symmetric) for rows, cols in sizes]
 
 
 class NativeFusion:
@@ -120,7 +118,7 @@ class NativeFusion:
         )  # fmt: skip
         self.graph.insert_before(node, fused)
         ir.convenience.replace_all_uses_with(node.outputs[0], fused.outputs[0])
-        self._linear_add(_only_user(fused.outputs[0]))
+        self._linear_add(_product_of(fused.outputs[0]))
 
     def _norm_linear(self, products: Sequence[ir.Node], name: str, before: ir.Node) -> ir.Value:
         norm, scale = _norm_of(products[0])
@@ -166,7 +164,7 @@ class NativeFusion:
         )  # fmt: skip
         self.graph.insert_before(product, fused)
         ir.convenience.replace_all_uses_with(product.outputs[0], fused.outputs[0])
-        self._linear_add(_only_user(fused.outputs[0]))
+        self._linear_add(_product_of(fused.outputs[0]))
 
     def _head(self) -> None:
         logits = next(value for value in self.graph.outputs if value.name == "logits")
@@ -245,6 +243,12 @@ def _only_user(value: ir.Value) -> ir.Node:
     if len(users) != 1:
         raise ExportError(f"internal: expected one use of {value.name}, got {len(users)}")
     return users[0]
+
+
+def _product_of(value: ir.Value) -> ir.Node:
+    """The product that reads a value, maybe with its columns in another order."""
+    user = _only_user(value)
+    return _only_user(user.outputs[0]) if user.op_type == "Gather" else user
 
 
 def _weight_of(product: ir.Node) -> str:

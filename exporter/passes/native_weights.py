@@ -13,6 +13,7 @@ from cpm_edge.exporter.passes.native_ops import NativePlan
 from cpm_edge.exporter.passes.openvino_weights import OpenVinoWeights
 from cpm_edge.exporter.weights import ModelWeights
 from cpm_edge.plugins.matmul_nbits.panels import pack_rows
+from cpm_edge.quant.widen import widen
 
 
 class NativeWeights(OpenVinoWeights):
@@ -43,4 +44,7 @@ class NativeWeights(OpenVinoWeights):
             for block in self.weights.quantized(tensor):
                 shape = replace(self._plan.shapes[tensor], rows=len(block.codes))
                 scales = np.repeat(block.scales, shape.groups // block.scales.shape[1], axis=1)
-                yield pack_rows(shape, block.codes, scales, block.zeros)
+                codes, zeros = widen(block, shape.bits, shape.symmetric)
+                if zeros is not None:
+                    zeros = np.repeat(zeros, shape.groups // zeros.shape[1], axis=1)
+                yield pack_rows(shape, codes, scales, zeros)

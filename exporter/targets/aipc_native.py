@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from cpm_edge.exporter.disk import openvino_disk_errors
 from cpm_edge.exporter.errors import ExportError
+from cpm_edge.exporter.passes.column_order import gather_before_norms
 from cpm_edge.exporter.passes.native_ops import NativeFusion
 from cpm_edge.exporter.passes.native_weights import NativeWeights
 from cpm_edge.exporter.passes.openvino_constants import attach_constants
@@ -31,6 +32,7 @@ def build_native(job: BuildJob) -> dict[str, Any]:
     """
     import openvino as ov
 
+    gather_before_norms(job.model.graph)
     plan = NativeFusion(job.model.graph, job.weights).run()
     for name, value in list(job.model.graph.initializers.items()):
         if value.const_value is None:

@@ -3,16 +3,25 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from cpm_edge.exporter.checkpoint import Checkpoint, open_checkpoint
 from cpm_edge.exporter.errors import ExportWarning
-from cpm_edge.exporter.weight_format import choose_format, looks_ternary
+from cpm_edge.exporter.options import ExportOptions
+from cpm_edge.exporter.taken import StoredIntegers
+from cpm_edge.exporter.weight_format import Choice, choose_format, looks_ternary
 from cpm_edge.quant import WeightFormat
 from tests.support.bundles import Bundles
 from tests.support.checkpoints import Tensors, config_of, linear_names, tensors_of, write_checkpoint
+
+
+def choose(asked: str, checkpoint: Checkpoint, **options: Any) -> Choice:
+    return choose_format(
+        ExportOptions("model", "ort", Path("out"), weight_format=asked, **options), checkpoint
+    )
 
 
 @pytest.fixture
@@ -33,7 +42,7 @@ def opened(tmp_path: Path) -> Iterator[type]:
 def test_auto_follows_the_checkpoint(bundles: Bundles) -> None:
     for variant, expected in (("ternary", "ternary"), ("ternary-row", "ternary"), ("llama", "int4")):
         with open_checkpoint(str(bundles.checkpoint(variant))) as checkpoint:
-            assert choose_format("auto", checkpoint) is WeightFormat(expected)
+            assert choose("auto", checkpoint) == Choice(WeightFormat(expected))
 
 
 def test_only_the_linear_layers_count(opened: type) -> None:
@@ -64,11 +73,40 @@ def test_quantizing_ternary_weights_again_is_noted(bundles: Bundles, asked: str)
         open_checkpoint(str(bundles.checkpoint("ternary"))) as checkpoint,
         pytest.warns(ExportWarning, match=f"ternary are ternary and {asked} quantizes them again"),
     ):
-        assert choose_format(asked, checkpoint) is WeightFormat(asked)
+        assert choose(asked, checkpoint) == Choice(WeightFormat(asked))
 
 
 @pytest.mark.parametrize("asked", ["ternary", "bf16", "fp32"])
 def test_formats_that_lose_nothing_are_taken_as_asked(bundles: Bundles, asked: str) -> None:
     with open_checkpoint(str(bundles.checkpoint("ternary"))) as checkpoint, warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert choose_format(asked, checkpoint) is WeightFormat(asked)
+        assert choose(asked, checkpoint) == Choice(WeightFormat(asked))
+
+
+@pytest.mark.parametrize("options", [{}, {"group_size": 128}])
+@pytest.mark.parametrize("asked", ["auto", "int4"])
+def test_integers_of_the_checkpoint_are_kept(bundles: Bundles, asked: str, options: dict[str, Any]) -> None:
+    with open_checkpoint(str(bundles.checkpoint("gptq"))) as checkpoint, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        choice = choose(asked, checkpoint, **options)
+        assert choice.format is WeightFormat.INT4 and isinstance(choice.taken, StoredIntegers)
+
+
+@pytest.mark.parametrize(
+    ("asked", "options"),
+    [("int8", {}), ("bf16", {}), ("int4", {"group_size": 64}), ("int4", {"symmetric": False})],
+)
+def test_rounding_integers_of_the_checkpoint_is_noted(
+    bundles: Bundles, asked: str, options: dict[str, Any]
+) -> None:
+    with (
+        open_checkpoint(str(bundles.checkpoint("gptq"))) as checkpoint,
+        pytest.warns(ExportWarning, match=f"gptq are int4 g128 sym and {asked} quantizes them again"),
+    ):
+        assert choose(asked, checkpoint, **options) == Choice(WeightFormat(asked))
+
+
+def test_a_head_format_holds_for_a_quantized_head(bundles: Bundles) -> None:
+    with open_checkpoint(str(bundles.checkpoint("gptq"))) as checkpoint:
+        taken = choose("auto", checkpoint, head_format="int8").taken
+        assert isinstance(taken, StoredIntegers) and taken.leave == {"lm_head.weight"}

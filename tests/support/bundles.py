@@ -22,7 +22,7 @@ from cpm_edge.runtimes import open_engine
 from cpm_edge.runtimes.bundle import Bundle, open_bundle
 from cpm_edge.runtimes.session import Engine
 from tests.support import numpy_model
-from tests.support.checkpoints import config_of, prompt, tensors_of, write_checkpoint
+from tests.support.checkpoints import config_of, prompt, stored_of, tensors_of, write_checkpoint
 
 # Past 4 times dense_len (64) and past the budget of 5 blocks of 16; not a multiple of anything.
 PROMPT_LENGTH = 333
@@ -76,11 +76,11 @@ class Bundles:
             constants = {"rotary.inv_freq": plan.config.rope.table(plan.max_context).inv_freq}
             shapes = {name: tuple(info.shape) for name, info in checkpoint.tensors.items()}
             shapes |= {name: array.shape for name, array in constants.items()}
-            yield plan, ModelWeights(checkpoint, shapes, constants, plan.policy)
+            yield plan, ModelWeights(checkpoint, shapes, constants, plan.policy, plan.taken)
 
     def _checkpoint(self, variant: str) -> Path:
         folder = self.root / "checkpoints" / variant
-        return write_checkpoint(folder, config_of(variant), tensors_of(variant))
+        return write_checkpoint(folder, config_of(variant), stored_of(variant))
 
     def _result(self, variant: str, target: str, **options: Any) -> ExportResult:
         return export(self.options(variant, target, **options), Progress(enabled=False))

@@ -7,6 +7,7 @@ deviation of about 3, attention scores of about 1.7, and every residual branch w
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from safetensors.numpy import save_file
 
 from tests.runtimes.fakes import CHATML, byte_level_tokenizer
 from tests.support.mlps import experts_config, fatrelu_config, mlp_tensors
+from tests.support.packed import PACKINGS, Int4, pack, quantized
 from tests.support.sala import LIGHTNING, mixer_config, mixer_tensors
 from tests.support.sala import SPARSE as SPARSE_MIXER
 
@@ -130,17 +132,47 @@ _WIDE: Config = {**_MINICPM, "hidden_size": 256, "intermediate_size": 512, "dim_
 
 
 def config_of(variant: str) -> Config:
+    if variant in PACKINGS:
+        return _WIDE | {"quantization_config": PACKINGS[variant].config()}
     return _WIDE if variant in (*TERNARY, TERNARY_WIDE) else (VARIANTS | EXPERTS)[variant]
 
 
 def tensors_of(variant: str) -> Tensors:
     """The weights of a variant; equal from call to call."""
+    if variant in PACKINGS:
+        matrices = {name: matrix.weight() for name, matrix in packed_of(variant).items()}
+        return make_tensors(_WIDE) | matrices
     tensors = make_tensors(config_of(variant))
     groups = cycle(TERNARY.get(variant, (128,)))
     if config_of(variant) is _WIDE:
         for name in linear_names(tensors):
             tensors[name] = fake_quantized(tensors[name], next(groups), wide=variant == TERNARY_WIDE)
     return tensors
+
+
+def packed_of(variant: str) -> dict[str, Int4]:
+    """The quantized matrices of a variant of PACKINGS, by the names of their weights."""
+    packing, tensors, matrices = PACKINGS[variant], make_tensors(_WIDE), {}
+    for name in linear_names(tensors):
+        if name.split(".")[-2] not in packing.floats:
+            # What reads the same activations has the same column order, as calibration gives it.
+            inputs = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "o_proj": 1, "down_proj": 3}
+            matrices[name] = quantized(tensors[name], packing, inputs.get(name.split(".")[-2], 2))
+    return matrices
+
+
+def stored_of(variant: str) -> dict[str, npt.NDArray[Any]]:
+    """What the weight file of a variant holds."""
+    if variant not in PACKINGS:
+        return dict(tensors_of(variant))
+    matrices = packed_of(variant)
+    stored: dict[str, npt.NDArray[Any]] = {}
+    for name, tensor in make_tensors(_WIDE).items():
+        if name in matrices:
+            stored |= pack(name.removesuffix(".weight"), matrices[name], PACKINGS[variant])
+        else:
+            stored[name] = tensor
+    return stored
 
 
 def linear_names(tensors: Tensors) -> list[str]:
@@ -200,10 +232,10 @@ def make_tensors(config: Config, seed: int = 0) -> Tensors:
     return result
 
 
-def write_checkpoint(folder: Path, config: Config, tensors: Tensors) -> Path:
+def write_checkpoint(folder: Path, config: Config, tensors: Mapping[str, npt.NDArray[Any]]) -> Path:
     """A folder that the exporter opens: weights, config and a byte-level tokenizer with a chat template."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "model.safetensors")
+    save_file(dict(tensors), folder / "model.safetensors")
     byte_level_tokenizer().save(str(folder / "tokenizer.json"))
     texts: dict[str, Any] = {
         "config.json": config,

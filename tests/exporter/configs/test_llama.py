@@ -56,11 +56,6 @@ def test_what_has_no_default_is_asked_for(key: str) -> None:
         ({"attention_bias": True}, "attention_bias: expected false, got true"),
         ({"mlp_bias": True}, "mlp_bias: expected false, got true"),
         ({"mlp_bias": 0}, "mlp_bias: expected false, got 0"),
-        (
-            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
-            r"quantization_config.quant_method: expected none, got gptq",
-        ),
-        ({"quantization_config": {}}, "quant_method: expected none, got unknown"),
         ({"num_key_value_heads": 3}, "num_key_value_heads: expected a divisor of 4, got 3"),
         (
             {"head_dim": None, "num_attention_heads": 6},
@@ -78,14 +73,8 @@ def test_what_is_refused(changes: dict[str, Any], message: str) -> None:
         LlamaConfig.from_dict(LLAMA | changes)
 
 
-def test_a_quantized_checkpoint_gets_a_way_out() -> None:
-    with pytest.raises(ConfigError) as caught:
-        LlamaConfig.from_dict(LLAMA | {"quantization_config": {"quant_method": "awq"}})
-    assert caught.value.hint is not None and "unquantized" in caught.value.hint
-
-
 def test_null_counts_as_absent() -> None:
-    nulls = {"quantization_config": None, "rope_scaling": None, "head_dim": None, "attention_bias": None}
+    nulls = {"rope_scaling": None, "head_dim": None, "attention_bias": None}
     assert LlamaConfig.from_dict(LLAMA | nulls).head_dim == 16
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +13,7 @@ from cpm_edge.plugins.matmul_nbits import reference
 from cpm_edge.plugins.matmul_nbits.spec import NBitsShape
 from tests.support.bundles import Bundles
 from tests.support.checkpoints import TERNARY, TERNARY_WIDE, Tensors, linear_names, tensors_of
+from tests.support.stored import constants, panel_formats
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -37,19 +36,6 @@ def quarters(packed: Bytes) -> npt.NDArray[np.int8]:
     """Four codes a byte, the first in the lowest bits."""
     codes = np.stack([packed >> np.uint8(2 * place) & np.uint8(3) for place in range(4)], axis=-1)
     return codes.reshape(len(packed), -1).astype(np.int8)
-
-
-def constants(path: Path) -> dict[str, tuple[str, list[int], Bytes]]:
-    """Element type, shape and bytes of every constant of an IR; OpenVINO's accessors would convert them."""
-    found = {}
-    for layer in ElementTree.parse(path).iter("layer"):
-        data = layer.find("data")
-        if layer.get("type") == "Const" and data is not None:
-            start, size = int(data.get("offset", "")), int(data.get("size", ""))
-            raw = np.fromfile(path.with_suffix(".bin"), np.uint8, size, offset=start)
-            shape = [int(size) for size in data.get("shape", "").split(",") if size]
-            found[layer.get("name", "")] = (data.get("element_type", ""), shape, raw)
-    return found
 
 
 @for_variants
@@ -101,7 +87,7 @@ def test_openvino_multiplies_two_bits(bundles: Bundles, variant: str) -> None:
 @pytest.mark.parametrize("variant", TERNARY)
 def test_native_panels_hold_the_checkpoint(bundles: Bundles, variant: str) -> None:
     path = bundles.open(variant, "aipc", **OPTIONS, flavour="native").file("openvino_native.xml")
-    groups = panel_groups(path)
+    formats = panel_formats(path)
     tensors, seen = tensors_of(variant), []
     for panels, (kind, _, data) in constants(path).items():
         names = panels.removesuffix(".panels").split("+")
@@ -110,25 +96,12 @@ def test_native_panels_hold_the_checkpoint(bundles: Bundles, variant: str) -> No
         assert kind == "u8"
         weight = np.concatenate([tensors[name] for name in names])
         rows, cols = weight.shape
-        shape = NBitsShape(rows, cols, 2, groups[panels])
+        shape = NBitsShape(rows, cols, 2, formats[panels].group)
         codes = (signs(weight) + 1).astype(np.uint8)
         scales = scales_of(weight, shape.group_cols).astype(np.float16)
         np.testing.assert_array_equal(data, reference.pack(shape, codes, scales, None).reshape(-1))
         seen += names
     assert sorted(seen) == sorted(linear_names(tensors))
-
-
-def panel_groups(path: Path) -> dict[str, int]:
-    """The attribute ``group`` of the op that reads each panel constant."""
-    root = ElementTree.parse(path).getroot()
-    layers = {layer.get("id"): layer for layer in root.iter("layer")}
-    found = {}
-    for edge in root.iter("edge"):
-        name = layers[edge.get("from-layer")].get("name", "")
-        data = layers[edge.get("to-layer")].find("data")
-        if name.endswith(".panels") and data is not None:
-            found[name] = int(data.get("group", ""))
-    return found
 
 
 def bytes_of(tensors: Tensors) -> int:

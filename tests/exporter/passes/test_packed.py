@@ -1,0 +1,141 @@
+"""GPTQ, AWQ and Marlin checkpoints arrive in every target as they are: equal integers and scales."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import pytest
+
+from cpm_edge.plugins.matmul_nbits import reference
+from cpm_edge.plugins.matmul_nbits.spec import NBitsShape
+from cpm_edge.quant import quantize_int8
+from tests.support.bundles import Bundles
+from tests.support.checkpoints import linear_names, packed_of, tensors_of
+from tests.support.packed import PACKINGS, WIDE, Int4
+from tests.support.stored import PanelFormat, constants, nibbles, panel_formats
+
+OPTIONS: dict[str, Any] = {"weight_format": "auto"}
+PLAIN = OPTIONS | {"embedding_format": "fp32", "head_format": "fp32"}
+for_variants = pytest.mark.parametrize("variant", PACKINGS)
+
+
+def grouped(values: npt.NDArray[Any], groups: int) -> npt.NDArray[Any]:
+    """Values of the checkpoint's groups, repeated for each of the smaller groups that they are split into."""
+    return np.repeat(values, groups // values.shape[1], axis=1)
+
+
+def data(graph: ir.Graph, value: ir.Value | None) -> npt.NDArray[Any]:
+    assert value is not None and value.name is not None
+    tensor = graph.initializers[value.name].const_value
+    assert tensor is not None
+    return tensor.numpy()
+
+
+@for_variants
+def test_matmul_nbits_holds_the_checkpoint(bundles: Bundles, variant: str) -> None:
+    graph = ir.load(bundles.open(variant, "ort", **PLAIN).file("model.onnx")).graph
+    nodes = {node.inputs[1].name: node for node in graph if node.op_type == "MatMulNBits" and node.inputs[1]}
+    matrices = packed_of(variant)
+    assert len(matrices) == (10 if PACKINGS[variant].floats else 14)
+    for name, matrix in matrices.items():
+        node, stored = nodes[f"{name}.codes"], matrix.sorted()
+        rows, cols = stored.codes.shape
+        groups = cols // node.attributes.get_int("block_size")
+        np.testing.assert_array_equal(nibbles(data(graph, node.inputs[1]).reshape(rows, -1)), stored.codes)
+        scales = data(graph, node.inputs[2]).reshape(rows, -1)
+        np.testing.assert_array_equal(scales, grouped(stored.scales, groups))
+        if PACKINGS[variant].symmetric:
+            assert len(node.inputs) == 3
+        else:
+            zeros = nibbles(data(graph, node.inputs[3]).reshape(rows, -1))[:, :groups]
+            np.testing.assert_array_equal(zeros, grouped(stored.zeros, groups))
+        order = np.argsort(matrix.g_idx, kind="stable")
+        gather = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if PACKINGS[variant].act_order:
+            assert gather is not None and gather.op_type == "Gather"
+            np.testing.assert_array_equal(data(graph, gather.inputs[1]), order)
+        else:
+            assert gather is None or gather.op_type != "Gather"
+
+
+@for_variants
+def test_openvino_constants_hold_the_checkpoint(bundles: Bundles, variant: str) -> None:
+    stored = constants(bundles.open(variant, "aipc", **PLAIN, kv_cache="fp32").file("openvino_model.xml"))
+    for name, matrix in packed_of(variant).items():
+        sorted_ = matrix.sorted()
+        rows, cols = sorted_.codes.shape
+        kind, shape, codes = stored[f"{name}.codes"]
+        assert shape[:2] == [rows, cols // shape[2]]
+        assert kind == ("i4" if PACKINGS[variant].symmetric else "u4")
+        # i4 is two's complement: the top bit of each code is the other way round.
+        flip = np.uint8(0x88 if kind == "i4" else 0)
+        np.testing.assert_array_equal(nibbles((codes ^ flip).reshape(rows, -1)), sorted_.codes)
+        kind, _, scales = stored[f"{name}.scales"]
+        assert kind == ("f32" if variant == WIDE else "f16")
+        values = scales.view(np.float32 if variant == WIDE else np.float16).reshape(rows, -1)
+        np.testing.assert_array_equal(values, grouped(sorted_.scales, shape[1]))
+        if not PACKINGS[variant].symmetric:
+            _, _, zeros = stored[f"{name}.zeros"]
+            values = nibbles(zeros.reshape(1, -1)).reshape(-1)[: rows * shape[1]].reshape(rows, -1)
+            np.testing.assert_array_equal(values, grouped(sorted_.zeros, shape[1]))
+
+
+def panels_of(matrices: list[Int4], form: PanelFormat) -> npt.NDArray[np.uint8]:
+    """The matrices as one, in the reference's own packing; with 8 bits as code - zero + 128."""
+    rows, cols = sum(len(matrix.codes) for matrix in matrices), matrices[0].codes.shape[1]
+    shape = NBitsShape(rows, cols, form.bits, form.group, form.symmetric)
+    codes = [matrix.codes for matrix in matrices]
+    if form.bits == 8:
+        codes = [m.codes - m.zeros[:, m.g_idx] + np.uint8(128) for m in matrices]
+    scales = np.concatenate([grouped(matrix.scales, shape.groups) for matrix in matrices])
+    zeros = np.concatenate([grouped(matrix.zeros, shape.groups) for matrix in matrices])
+    packed = reference.pack(
+        shape, np.concatenate(codes), scales.astype(np.float16), None if form.symmetric else zeros
+    )
+    return packed.reshape(-1)
+
+
+def rounded(weight: npt.NDArray[np.float32]) -> Int4:
+    """A matrix that the checkpoint left in floats, as int8 with a scale a row."""
+    q = quantize_int8(weight)
+    zeros = np.full(q.scales.shape, 128, np.uint8)
+    return Int4(q.codes, zeros, q.scales, np.zeros(weight.shape[1], np.int32))
+
+
+@pytest.mark.parametrize("variant", [variant for variant in PACKINGS if variant != WIDE])
+def test_native_panels_hold_the_checkpoint(bundles: Bundles, variant: str) -> None:
+    path = bundles.open(variant, "aipc", **OPTIONS, flavour="native").file("openvino_native.xml")
+    formats, tensors, matrices = panel_formats(path), tensors_of(variant), packed_of(variant)
+    seen = []
+    for panels, (_, _, stored) in constants(path).items():
+        names = panels.removesuffix(".panels").split("+")
+        if names[0] not in linear_names(tensors):
+            continue
+        expected = [matrices[name].sorted() if name in matrices else rounded(tensors[name]) for name in names]
+        np.testing.assert_array_equal(stored, panels_of(expected, formats[panels]))
+        seen += names
+    assert sorted(seen) == sorted(linear_names(tensors))
+    floats = PACKINGS[variant].floats
+    assert {form.bits for form in formats.values()} == {4, 8}
+    qkv = next(form for name, form in formats.items() if "q_proj" in name)
+    assert qkv.bits == (8 if "v_proj" in floats else 4)
+
+
+def test_products_of_one_input_share_its_order(bundles: Bundles) -> None:
+    """Four Gathers a layer: for q, k and v, for o, for gate and up, and for down."""
+    variant = "gptq-act-order"
+    graph = ir.load(bundles.open(variant, "ort", **PLAIN).file("model.onnx")).graph
+    gathers = [
+        node for node in graph if node.op_type == "Gather" and node.attributes.get_int("axis", 0) == -1
+    ]
+    assert len(gathers) == 4 * 2
+
+
+def test_the_manifest_says_what_was_taken(bundles: Bundles) -> None:
+    weights = bundles.open("gptq-floats", "ort", **PLAIN).manifest.weights
+    assert weights["linear"] == "int4 g128 asym"
+    assert set(weights["other_groups"].values()) == {"int8 row sym"} and len(weights["other_groups"]) == 4
+    assert "quantization_config" not in bundles.open("gptq", "ort", **PLAIN).file("config.json").read_text()
