@@ -25,11 +25,11 @@ class _Cache(ctypes.Structure):
 
 
 class NativeSession:
-    """Owns a cpm_session; the cache arrays stay the caller's and must outlive their use.
+    """Owns a cpm_session; the arrays of caches and states stay the caller's and must outlive their use.
 
     Args:
         threads: worker threads, the calling thread included.
-        layers: attention layers that have a cache.
+        layers: attention layers, each of which has a cache or a state.
     """
 
     def __init__(self, threads: int, layers: int) -> None:
@@ -58,6 +58,13 @@ class NativeSession:
             ctypes.c_void_p(self.address), ctypes.c_int32(layer), ctypes.byref(cache)
         )
         check(status, "cpm_session_set_cache")
+
+    def set_state(self, layer: int, state: Floats) -> None:
+        """Let the ops of a recurrent layer use this state (heads, D, D)."""
+        status = library().cpm_session_set_state(
+            ctypes.c_void_p(self.address), ctypes.c_int32(layer), pointer(state, np.float32)
+        )
+        check(status, "cpm_session_set_state")
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:

@@ -17,8 +17,10 @@ from cpm_edge.plugins.native import REBUILD, NativeError, best_isa, load_extensi
 from cpm_edge.plugins.session import NativeSession
 from cpm_edge.plugins.sparse_attention.pooling import pool_keys
 from cpm_edge.runtimes.bundle import Bundle, check_engine
+from cpm_edge.runtimes.cache_layout import RecurrentLayout, kv_layers, recurrent_info
 from cpm_edge.runtimes.errors import BackendError, missing_dependency
 from cpm_edge.runtimes.session import Engine, FloatArray, Logits, Session, TokenArray
+from cpm_edge.runtimes.snapshots import States
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -120,18 +122,22 @@ class OpenVinoNativeEngine(Engine):
             "device": "CPU",
             "threads": self.threads,
             "max_context": self.max_context,
+            **recurrent_info(self.manifest.cache),
         }
 
 
 class OpenVinoNativeSession(Session):
-    """One sequence. Cache buffers (kv heads, capacity, head_dim) double up to the context."""
+    """One sequence. Cache buffers (kv heads, capacity, head_dim) double up to the context; the states of
+    recurrent layers (heads, D, D) keep their size."""
 
     def __init__(self, engine: OpenVinoNativeEngine) -> None:
         manifest = engine.manifest
+        self._recurrent = RecurrentLayout.of(manifest.cache)
         super().__init__(
             max_context=engine.max_context,
             vocab_size=manifest.vocab_size,
             prefill_chunk=lambda position: PREFILL_CHUNK,
+            state_bytes=self._recurrent.nbytes if self._recurrent else 0,
         )
         self._engine = engine
         self._layout = manifest.cache
@@ -143,13 +149,20 @@ class OpenVinoNativeSession(Session):
         # Bound once: handing inputs over costs more than a layer's nodes.
         self._token, self._past = np.zeros((1, 1), np.int64), np.zeros(1, np.int64)
         _bind(self._decode, {"input_ids": self._token, "past_length": self._past, "session": self._address})
+        self._kv_layers = kv_layers(self._layout)
+        self._states: list[FloatArray] = []
+        if self._recurrent:
+            for layer in self._recurrent.layers:
+                self._states.append(np.zeros(self._recurrent.shape[1:], np.float32))
+                self._native.set_state(layer, self._states[-1])
         self._keys: list[npt.NDArray[np.float16]] = []
         self._values: list[npt.NDArray[np.float16]] = []
         self._pooled: list[npt.NDArray[np.float32]] = []
         self._reserve(min(FIRST_CAPACITY, self.max_context))
 
     def cache_bytes(self) -> int:
-        return sum(sum(array.nbytes for array in buffers) for buffers in self._buffers())
+        held = int(sum(array.nbytes for buffers in self._buffers() for array in buffers))
+        return held + self.snapshot_bytes()
 
     @property
     def capacity(self) -> int:
@@ -161,51 +174,78 @@ class OpenVinoNativeSession(Session):
         return sum(array.nbytes for array in self._pooled)
 
     def layer_keys(self, layer: int) -> FloatArray:
-        """Cached keys of one layer, float32 (kv heads, position, head_dim)."""
-        return self._keys[layer][:, : self.position].astype(np.float32)
+        return self._rows_of(self._keys, layer)
 
     def layer_values(self, layer: int) -> FloatArray:
-        """Cached values of one layer, float32 (kv heads, position, head_dim)."""
-        return self._values[layer][:, : self.position].astype(np.float32)
+        """Values of one layer; see ``layer_keys``."""
+        return self._rows_of(self._values, layer)
+
+    def layer_state(self, layer: int) -> FloatArray:
+        assert self._recurrent is not None
+        return self._states[self._recurrent.layers.index(layer)].copy()
+
+    def _rows_of(self, buffers: list[npt.NDArray[np.float16]], layer: int) -> FloatArray:
+        return buffers[self._kv_layers.index(layer)][:, : self._cached].astype(np.float32)
 
     def fill(
         self,
         token_ids: Sequence[int] | npt.NDArray[Any],
         rows_of_layer: Callable[[int], tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]],
+        state_of_layer: Callable[[int], FloatArray] | None = None,
     ) -> None:
         """Append tokens whose keys and values are known, without running the model.
 
         For prompt caches, and for measurements at positions that a prefill would take long to reach. The
         cache grows as in ``forward``, and sparse models get the pooled keys of every window that the rows
-        complete. If ``rows_of_layer`` raises, the session is as before.
+        complete. If one of the functions raises, the session is as before.
 
         Args:
             token_ids: (T,), T >= 1, as for ``forward``.
-            rows_of_layer: called once for each layer; its keys (after RoPE) and values, floats
+            rows_of_layer: called once for each layer with a cache; its keys (after RoPE) and values, floats
                 (kv heads, T, head_dim).
+            state_of_layer: called once for each recurrent layer; its state after these tokens, float32
+                (heads, D, D).
 
         Raises:
             PromptError: token_ids is empty, not 1-D, not integer or out of range.
             ContextError: position + T > max_context.
-            ValueError: rows of another shape.
+            ValueError: rows or states of another shape, or recurrent layers and no ``state_of_layer``.
             BackendError: the session is closed.
         """
         self._check_open()
         tokens = self._check_tokens(token_ids)
+        self._catch_up()
+        states = self._given_states(state_of_layer)
         first, stop = self.position, self.position + len(tokens)
         self._reserve(stop)
         shape = (self._layout["kv_heads"], len(tokens), self._layout["head_dim"])
-        for layer in range(self._layout["layers"]):
+        for index, layer in enumerate(self._kv_layers):
             keys, values = rows_of_layer(layer)
             if keys.shape != shape or values.shape != shape:
                 raise ValueError(
                     f"layer {layer}: expected keys and values {shape}, got {keys.shape} and {values.shape}"
                 )
-            self._keys[layer][:, first:stop] = keys
-            self._values[layer][:, first:stop] = values
+            self._keys[index][:, first:stop] = keys
+            self._values[index][:, first:stop] = values
             if self._pooled:
-                pool_keys(self._keys[layer], self._pooled[layer], self._kernel, first, stop)
+                pool_keys(self._keys[index], self._pooled[index], self._kernel, first, stop)
         self._tokens.extend(tokens.tolist())
+        self._cached = stop
+        if self._recurrent:
+            self._load_states(states)
+            self._keep_states()
+
+    def _given_states(self, state_of_layer: Callable[[int], FloatArray] | None) -> States:
+        if self._recurrent is None:
+            return []
+        if state_of_layer is None:
+            raise ValueError("state_of_layer: the model has recurrent layers, whose states must be given too")
+        states = [state_of_layer(layer) for layer in self._recurrent.layers]
+        for layer, state in zip(self._recurrent.layers, states, strict=True):
+            if state.shape != self._recurrent.shape[1:]:
+                expected = self._recurrent.shape[1:]
+                raise ValueError(f"layer {layer}: expected a state {expected}, got {state.shape}")
+        return states
 
     def _reserve(self, rows: int) -> None:
         capacity = self._keys[0].shape[1] if self._keys else 0
@@ -219,20 +259,20 @@ class OpenVinoNativeSession(Session):
         values = self._grown(self._values, wanted, np.float16)
         pooled_keys = self._grown(self._pooled, wanted // stride, np.float32) if stride else []
         self._keys, self._values, self._pooled = keys, values, pooled_keys
-        for layer in range(self._layout["layers"]):
-            pooled = self._pooled[layer] if stride else None
-            self._native.set_cache(layer, self._keys[layer], self._values[layer], pooled)
+        for index, layer in enumerate(self._kv_layers):
+            pooled = self._pooled[index] if stride else None
+            self._native.set_cache(layer, self._keys[index], self._values[index], pooled)
 
     def _grown(
         self, buffers: list[npt.NDArray[Any]], rows: int, dtype: npt.DTypeLike
     ) -> list[npt.NDArray[Any]]:
         shape = (self._layout["kv_heads"], rows, self._layout["head_dim"])
         grown = []
-        for layer in range(self._layout["layers"]):
+        for index in range(len(self._kv_layers)):
             # Untouched pages of zeros cost no memory.
             buffer = np.zeros(shape, dtype)
             if buffers:
-                old = buffers[layer]
+                old = buffers[index]
                 buffer[:, : old.shape[1]] = old
             grown.append(buffer)
         return grown
@@ -240,16 +280,16 @@ class OpenVinoNativeSession(Session):
     def _step(self, tokens: TokenArray, logits: Logits) -> FloatArray:
         try:
             with self._native.step():
-                self._reserve(self.position + len(tokens))
+                self._reserve(self._cached + len(tokens))
                 if len(tokens) == 1:
                     request = self._decode
-                    self._token[0, 0], self._past[0] = tokens[0], self.position
+                    self._token[0, 0], self._past[0] = tokens[0], self._cached
                 else:
                     request = self._prefill
                     first = 0 if logits == "all" else len(tokens) - 1
                     inputs = {
                         "input_ids": tokens[None],
-                        "past_length": np.array([self.position], np.int64),
+                        "past_length": np.array([self._cached], np.int64),
                         "logits_from": np.array([first], np.int64),
                         "session": self._address,
                     }
@@ -261,10 +301,18 @@ class OpenVinoNativeSession(Session):
             self._check_open()  # closed by another thread
             raise BackendError(str(error), hint=_SPAWN) from error
         except RuntimeError as error:
-            raise BackendError(f"OpenVINO failed at position {self.position}: {error}") from error
+            raise BackendError(f"OpenVINO failed at position {self._cached}: {error}") from error
 
     def _truncate(self, position: int) -> None:
         """Rows past the position are overwritten before they are read."""
+
+    def _save_states(self) -> States:
+        return [state.copy() for state in self._states]
+
+    def _load_states(self, states: States | None) -> None:
+        for index, state in enumerate(self._states):
+            # In place: the native session knows the address.
+            state[...] = 0 if states is None else states[index]
 
     def _clone(self) -> OpenVinoNativeSession:
         twin = self._engine.session()
@@ -275,7 +323,7 @@ class OpenVinoNativeSession(Session):
         return twin
 
     def _buffers(self) -> tuple[list[npt.NDArray[Any]], ...]:
-        return self._keys, self._values, self._pooled
+        return self._keys, self._values, self._pooled, self._states
 
     def _close(self) -> None:
         # In this order: closing waits for a step in another thread, which uses all the others.

@@ -1,7 +1,8 @@
 """From the traced graph to the few nodes a layer that the native kernels run.
 
     RMSNormalization, q/k/v products              cpm.NormLinear over the three weights as one
-    RotaryEmbedding, SparseAttention              cpm.CachedAttention: caches belong to the session
+    [RotaryEmbedding,] SparseAttention, [gate]    cpm.CachedAttention: caches belong to the session
+    norms, RotaryEmbedding, LinearAttention, gate cpm.RecurrentAttention: so do states
     product, [scale], residual                    cpm.LinearAdd
     RMSNormalization, gate, up, silu, product     cpm.NormGated
     RMSNormalization, [scale], head               cpm.NormLinear
@@ -16,12 +17,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from cpm_edge.exporter.errors import ExportError
+from cpm_edge.exporter.passes.builder import Builder
 from cpm_edge.exporter.weights import ModelWeights
 from cpm_edge.plugins import DOMAIN
+from cpm_edge.plugins.linear_attention.spec import OP as LINEAR
 from cpm_edge.plugins.matmul_nbits.spec import NBitsShape
 from cpm_edge.plugins.sparse_attention.spec import OP
 
@@ -39,6 +43,14 @@ class NativePlan:
 
     panels: dict[str, list[str]] = field(default_factory=dict)
     shapes: dict[str, NBitsShape] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _OutputGate:
+    """product = output * sigmoid"""
+
+    sigmoid: ir.Node
+    product: ir.Node
 
 
 def nbits_shapes(weights: ModelWeights, names: Sequence[str]) -> list[NBitsShape]:
@@ -90,35 +102,81 @@ class NativeFusion:
             ExportError: a part of the graph is not what the kernels expect.
         """
         self.graph.inputs.append(self.session)
-        layers = [node for node in self.graph if (node.domain, node.op_type) == (DOMAIN, OP)]
-        for layer, attention in enumerate(layers):
-            self._attention(attention, layer)
+        for layer, node in enumerate(self._mixers()):
+            if node.op_type == LINEAR:
+                self._recurrent(node, layer)
+            else:
+                self._attention(node, layer)
         for node in [n for n in self.graph if n.op_type == "Sigmoid"]:
             self._gated(node)
         self._head()
         self._drop_cache_ports()
-        RemoveUnusedNodesPass()(ir.Model(self.graph, ir_version=10))
-        left = [n.op_type for n in self.graph if n.op_type in ("RMSNormalization", "MatMul", OP)]
+        left = [n.op_type for n in self.graph if n.op_type in ("RMSNormalization", "MatMul", OP, LINEAR)]
         if left:
             raise ExportError(f"internal: the native kernels do not cover {', '.join(sorted(set(left)))}")
         return self.plan
 
     def _attention(self, node: ir.Node, layer: int) -> None:
         query, key, value, _, _, past_length = node.inputs
-        rotations = [_producer(query, "RotaryEmbedding"), _producer(key, "RotaryEmbedding")]
-        products = [_producer(rotation.inputs[0], "MatMul") for rotation in rotations]
-        products.append(_producer(value, "MatMul"))
+        rotations = [node for node in map(_rotation, (query, key)) if node is not None]
+        rotated = [rotation.inputs[0] for rotation in rotations] or [query, key]
+        products = [_producer(rows, "MatMul") for rows in (*rotated, value)]
+        tables = rotations[0].inputs[1:3] if rotations else ()
+        output = node.outputs[0]
+        gate = _output_gate(output)
+        if gate is not None:
+            products.append(_producer(gate.sigmoid.inputs[0], "MatMul"))
         qkv = self._norm_linear(products, f"layers.{layer}.qkv", node)
         attributes = dict(node.attributes)
         attributes["layer"] = ir.AttrInt64("layer", layer)
-        cos, sin = rotations[0].inputs[1], rotations[0].inputs[2]
+        attributes["gated"] = ir.AttrInt64("gated", int(gate is not None))
         fused = ir.Node(
-            DOMAIN, "CachedAttention", [qkv, cos, sin, past_length, self.session],
+            DOMAIN, "CachedAttention", [qkv, *tables, past_length, self.session],
             attributes.values(), num_outputs=1, name=f"layers.{layer}.attention",
         )  # fmt: skip
+        self._replace_mixer(node, fused, output, gate)
+
+    def _recurrent(self, node: ir.Node, layer: int) -> None:
+        query, key, value, _ = node.inputs
+        rotations = [_producer(rows, "RotaryEmbedding") for rows in (query, key)]
+        norms = [_producer(_unshaped(rotation.inputs[0]), "RMSNormalization") for rotation in rotations]
+        inputs = [_unshaped(norm.inputs[0]) for norm in norms]
+        norms.append(_only_user_of_type(node.outputs[0], "RMSNormalization"))
+        gate = _output_gate(norms[-1].outputs[0])
+        if gate is None:
+            raise ExportError(f"internal: expected an output gate after {norms[-1].name}")
+        products = [_producer(rows, "MatMul") for rows in (*inputs, value, gate.sigmoid.inputs[0])]
+        mixed = self._norm_linear(products, f"layers.{layer}.qkvz", node)
+        scales = [norm.inputs[1] for norm in norms]
+        epsilons = {norm.attributes.get_float("epsilon", 1e-5) for norm in norms}
+        if len(epsilons) > 1:
+            raise ExportError(f"internal: expected one epsilon around {node.name}, got {sorted(epsilons)}")
+        decay = Builder(self.graph).constant(
+            f"layers.{layer}.decay", node.attributes.get_floats("decay"), np.float32
+        )
+        attributes = {
+            "layer": layer, "scale": node.attributes.get_float("scale"), "epsilon": epsilons.pop()
+        }  # fmt: skip
+        fused = ir.Node(
+            DOMAIN, "RecurrentAttention", [mixed, *scales, *rotations[0].inputs[1:3], decay, self.session],
+            ir.convenience.convert_attributes(attributes), num_outputs=1, name=f"layers.{layer}.attention",
+        )  # fmt: skip
+        self._replace_mixer(node, fused, norms[-1].outputs[0], gate)
+
+    def _replace_mixer(
+        self, node: ir.Node, fused: ir.Node, output: ir.Value, gate: _OutputGate | None
+    ) -> None:
         self.graph.insert_before(node, fused)
-        ir.convenience.replace_all_uses_with(node.outputs[0], fused.outputs[0])
+        if gate is not None:
+            ir.convenience.replace_all_uses_with(gate.product.outputs[0], fused.outputs[0])
+            self.graph.remove([gate.product, gate.sigmoid], safe=True)
+        else:
+            ir.convenience.replace_all_uses_with(output, fused.outputs[0])
         self._linear_add(_product_of(fused.outputs[0]))
+
+    def _mixers(self) -> list[ir.Node]:
+        """What mixes the tokens, one node a layer."""
+        return [node for node in self.graph if node.domain == DOMAIN and node.op_type in (OP, LINEAR)]
 
     def _norm_linear(self, products: Sequence[ir.Node], name: str, before: ir.Node) -> ir.Value:
         norm, scale = _norm_of(products[0])
@@ -211,17 +269,12 @@ class NativeFusion:
         return next(value for value in self.graph.inputs if value.name == name)
 
     def _drop_cache_ports(self) -> None:
+        """With the nodes that the fused ones replaced, which only their cache outputs keep alive."""
         for value in [v for v in self.graph.outputs if (v.name or "").startswith("present.")]:
             self.graph.outputs.remove(value)
+        RemoveUnusedNodesPass()(ir.Model(self.graph, ir_version=10))
         for value in [v for v in self.graph.inputs if (v.name or "").startswith("past_key_values.")]:
-            if not any(user.domain == DOMAIN and user.op_type == OP for user, _ in value.uses()):
-                self.graph.inputs.remove(value)
-        for node in [n for n in self.graph if (n.domain, n.op_type) == (DOMAIN, OP)]:
-            caches = node.inputs[3:5]
-            self.graph.remove(node, safe=True)
-            for cache in caches:
-                assert cache is not None
-                self.graph.inputs.remove(cache)
+            self.graph.inputs.remove(value)
 
 
 def panel_bytes(shape: NBitsShape) -> int:
@@ -249,6 +302,33 @@ def _product_of(value: ir.Value) -> ir.Node:
     """The product that reads a value, maybe with its columns in another order."""
     user = _only_user(value)
     return _only_user(user.outputs[0]) if user.op_type == "Gather" else user
+
+
+def _only_user_of_type(value: ir.Value, op_type: str) -> ir.Node:
+    user = _only_user(value)
+    if user.op_type != op_type:
+        raise ExportError(f"internal: expected {op_type} after {value.name}, got {user.op_type}")
+    return user
+
+
+def _rotation(rows: ir.Value | None) -> ir.Node | None:
+    """The rotary embedding that made the rows, None where there is none."""
+    node = rows.producer() if rows is not None else None
+    return node if node is not None and node.op_type == "RotaryEmbedding" else None
+
+
+def _unshaped(value: ir.Value | None) -> ir.Value | None:
+    """The same numbers before a Reshape to heads, or from them."""
+    return _producer(value, "Reshape").inputs[0]
+
+
+def _output_gate(output: ir.Value) -> _OutputGate | None:
+    """What multiplies an attention's output by a sigmoid, None where nothing does."""
+    product = _only_user(output)
+    if product.op_type != "Mul":
+        return None
+    other = product.inputs[0] if product.inputs[1] is output else product.inputs[1]
+    return _OutputGate(_producer(other, "Sigmoid"), product)
 
 
 def _weight_of(product: ir.Node) -> str:

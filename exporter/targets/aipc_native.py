@@ -13,12 +13,12 @@ from cpm_edge.exporter.passes.native_ops import NativeFusion
 from cpm_edge.exporter.passes.native_weights import NativeWeights
 from cpm_edge.exporter.passes.openvino_constants import attach_constants
 from cpm_edge.exporter.passes.openvino_names import renumber
-from cpm_edge.exporter.targets.common import BuildJob
+from cpm_edge.exporter.targets.common import BuildJob, cache_layers
 from cpm_edge.plugins.native import REBUILD, NativeError, load_extension
 
 MODEL = "openvino_native.xml"
 DATA = "openvino_native.bin"
-OPS = ("NormLinear", "NormGated", "LinearAdd", "CachedAttention")
+OPS = ("NormLinear", "NormGated", "LinearAdd", "CachedAttention", "RecurrentAttention")
 
 
 def build_native(job: BuildJob) -> dict[str, Any]:
@@ -56,9 +56,7 @@ def build_native(job: BuildJob) -> dict[str, Any]:
     return {
         "form": "session",
         "dtype": "float16",
-        "layers": job.config.num_hidden_layers,
-        "kv_heads": job.config.num_key_value_heads,
-        "head_dim": job.config.head_dim,
+        **cache_layers(job.config),
         "multiple_of": spec.block_size,
         "pooled_stride": 0 if spec.is_dense else spec.kernel_stride,
     }

@@ -5,7 +5,9 @@
 #include "kernels/cpu.h"
 #include "kernels/linear_attention.h"
 #include "kernels/matmul_nbits.h"
+#include "kernels/output_gate.h"
 #include "kernels/probe.h"
+#include "kernels/recurrent_attention.h"
 #include "kernels/rms_norm.h"
 #include "kernels/sparse_attention.h"
 #include "kernels/thread_pool.h"
@@ -16,9 +18,11 @@ struct cpm_pool {
 };
 
 struct cpm_session {
-    cpm_session(int threads, int layers) : pool(threads), caches(static_cast<std::size_t>(layers)) {}
+    cpm_session(int threads, int layers)
+        : pool(threads), caches(static_cast<std::size_t>(layers)), states(static_cast<std::size_t>(layers)) {}
     cpm_pool pool;
     std::vector<cpm_cache> caches;
+    std::vector<float*> states;
 };
 
 namespace {
@@ -46,6 +50,13 @@ bool is_valid(const cpm_nbits_shape& s) {
 int32_t check(const cpm_nbits_shape* shape, int32_t isa, int64_t m) {
     if (!is_valid(*shape) || m < 0) return CPM_BAD_SHAPE;
     return cpm_has_isa(isa) ? CPM_OK : CPM_BAD_ISA;
+}
+
+// A few rows are done sooner than other threads wake up.
+template <class Row>
+void run_rows(cpm_pool& pool, int64_t rows, const Row& row) {
+    if (rows >= 4) return pool.pool.run(std::size_t(rows), row);
+    for (int64_t i = 0; i < rows; ++i) row(std::size_t(i), 0);
 }
 
 bool is_valid(const cpm_attention_spec& s) {
@@ -115,14 +126,9 @@ int32_t cpm_rms_norm(cpm_pool* pool, int32_t isa, const float* x, const float* w
     if (m < 0 || n < 1) return CPM_BAD_SHAPE;
     if (!cpm_has_isa(isa)) return CPM_BAD_ISA;
     const auto norm = cpm::rms_norm(static_cast<cpm::Isa>(isa));
-    auto row = [&](std::size_t i, int) {
+    run_rows(*pool, m, [&](std::size_t i, int) {
         norm(x + int64_t(i) * n, weight, n, epsilon, scale, y + int64_t(i) * n);
-    };
-    // A few rows are done sooner than other threads wake up.
-    if (m < 4)
-        for (int64_t i = 0; i < m; ++i) row(std::size_t(i), 0);
-    else
-        pool->pool.run(std::size_t(m), row);
+    });
     return CPM_OK;
 }
 
@@ -151,6 +157,16 @@ const cpm_cache* cpm_session_cache(const cpm_session* session, int32_t layer) {
     return layer >= 0 && index < session->caches.size() ? &session->caches[index] : nullptr;
 }
 
+int32_t cpm_session_set_state(cpm_session* session, int32_t layer, float* state) {
+    if (!cpm_session_cache(session, layer)) return CPM_BAD_SHAPE;
+    session->states[static_cast<std::size_t>(layer)] = state;
+    return CPM_OK;
+}
+
+float* cpm_session_state(const cpm_session* session, int32_t layer) {
+    return cpm_session_cache(session, layer) ? session->states[static_cast<std::size_t>(layer)] : nullptr;
+}
+
 int32_t cpm_linear_attention(cpm_pool* pool, int32_t isa, const cpm_linear_shape* shape, const float* query,
                              const float* key, const float* value, const float* decay, float scale, float* state,
                              float* output) {
@@ -169,6 +185,25 @@ int32_t cpm_linear_attention(cpm_pool* pool, int32_t isa, const cpm_linear_shape
     call.state = state;
     call.output = output;
     cpm::linear_attention(pool->pool, static_cast<cpm::Isa>(isa), call);
+    return CPM_OK;
+}
+
+int32_t cpm_recurrent_attention(cpm_pool* pool, int32_t isa, const cpm_recurrent_rows* rows, float* state) {
+    const cpm_recurrent_rows& r = *rows;
+    if (r.rows < 0 || r.heads < 1 || r.size < 2 || r.size % 2 != 0) return CPM_BAD_SHAPE;
+    if (!cpm_has_isa(isa)) return CPM_BAD_ISA;
+    const cpm::RecurrentStep step{r.rows,   r.heads, r.size,  r.mixed, r.query_norm, r.key_norm, r.output_norm,
+                                  r.cosine, r.sine,  r.decay, r.scale, r.epsilon,    state,      r.output};
+    cpm::recurrent_attention(pool->pool, static_cast<cpm::Isa>(isa), step);
+    return CPM_OK;
+}
+
+int32_t cpm_output_gate(cpm_pool* pool, int32_t isa, const float* gate, int64_t gate_stride, int64_t m, int64_t n,
+                        float* values) {
+    if (m < 0 || n < 1 || gate_stride < n) return CPM_BAD_SHAPE;
+    if (!cpm_has_isa(isa)) return CPM_BAD_ISA;
+    const cpm::OutputGate function = cpm::output_gate(static_cast<cpm::Isa>(isa));
+    run_rows(*pool, m, [&](std::size_t i, int) { function(gate + int64_t(i) * gate_stride, n, values + int64_t(i) * n); });
     return CPM_OK;
 }
 

@@ -56,7 +56,7 @@ CPM_API int32_t cpm_rms_norm(cpm_pool* pool, int32_t isa, const float* x, const 
 CPM_API int32_t cpm_nbits_gated(cpm_pool* pool, int32_t isa, const cpm_nbits_shape* shape, const uint8_t* gate,
                                 const uint8_t* up, const float* x, int64_t m, float* y);
 
-/* What a graph op needs beside its tensors: a session's threads and caches. Graphs pass its address in a
+/* What a graph op needs beside its tensors: a session's threads, caches and states. Graphs pass its address in a
  * tensor, so that sessions in one process share a compiled model but neither threads nor caches. */
 typedef struct cpm_session cpm_session;
 
@@ -73,6 +73,10 @@ CPM_API cpm_pool* cpm_session_pool(cpm_session* session);
 CPM_API int32_t cpm_session_set_cache(cpm_session* session, int32_t layer, const cpm_cache* cache);
 /* Null for a layer that the session does not have. */
 CPM_API const cpm_cache* cpm_session_cache(const cpm_session* session, int32_t layer);
+/* A recurrent layer's state float32 (heads, size, size), which takes the place of a cache. */
+CPM_API int32_t cpm_session_set_state(cpm_session* session, int32_t layer, float* state);
+/* Null for a layer without one. */
+CPM_API float* cpm_session_state(const cpm_session* session, int32_t layer);
 
 /* Heads of D = size and Dv = value_size; strides are floats from one row to the next, so that query, key and
  * value may be columns of a wider matrix. */
@@ -86,6 +90,27 @@ typedef struct {
 CPM_API int32_t cpm_linear_attention(cpm_pool* pool, int32_t isa, const cpm_linear_shape* shape, const float* query,
                                      const float* key, const float* value, const float* decay, float scale,
                                      float* state, float* output);
+
+/* The new rows of one sequence in a recurrent layer, with heads of `size`, an even number. mixed (rows, 4 * heads *
+ * size) holds queries, keys, values and output gates of each row; the norms (size), (size) and (heads * size); cosine
+ * and sine (rows, size / 2); log decays (heads); output (rows, heads * size). */
+typedef struct {
+    int64_t rows, heads, size;
+    const float* mixed;
+    const float *query_norm, *key_norm, *output_norm;
+    const float *cosine, *sine;
+    const float* decay;
+    float scale, epsilon;
+    float* output;
+} cpm_recurrent_rows;
+
+/* Normalizes and rotates queries and keys, attends linearly, normalizes and gates the output; state (heads, size,
+ * size) is updated in place. See kernels/recurrent_attention.h. */
+CPM_API int32_t cpm_recurrent_attention(cpm_pool* pool, int32_t isa, const cpm_recurrent_rows* rows, float* state);
+
+/* values (m, n) *= sigmoid(gate), row by row; gate_stride: floats from one row of gate to the next. */
+CPM_API int32_t cpm_output_gate(cpm_pool* pool, int32_t isa, const float* gate, int64_t gate_stride, int64_t m,
+                                int64_t n, float* values);
 
 /* The attributes of cpm.SparseAttention, in tokens and blocks as plugins/sparse_attention/spec.py has them.
  * head_size: a multiple of 8 up to 256. */

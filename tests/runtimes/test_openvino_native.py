@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from cpm_edge.exporter.eager import build_model, load_weights
+from cpm_edge.exporter.eager import build_model, empty_caches, load_weights
 from cpm_edge.plugins.matmul_nbits.reference import quantize_activations
 from cpm_edge.plugins.matmul_nbits.spec import BLOCK
 from cpm_edge.runtimes import openvino_native
@@ -24,6 +24,8 @@ VARIANTS = [
     "sparse",
     "sparse-exact",
     "sparse-group3",
+    "sala",
+    "sala-dense",
 ]
 
 
@@ -57,10 +59,10 @@ def emulated(
         )
         load_weights(model, "", weights.dequantized, plan.config.tie_word_embeddings)
         config = plan.config
-    shape = (len(ids), config.num_key_value_heads, ids.shape[1], config.head_dim)
+    # Pairs of keys and values are float16; states, one a layer, are not.
     caches = [
-        (torch.zeros(shape, dtype=torch.float16), torch.zeros(shape, dtype=torch.float16))
-        for _ in range(config.num_hidden_layers)
+        tuple(part.half() for part in cache) if len(cache) == 2 else cache
+        for cache in empty_caches(config, ids.shape[1], len(ids))
     ]
     with monkeypatch.context() as patch:
         patch.setattr(torch.nn.functional, "linear", quantized_linear)
@@ -117,7 +119,7 @@ def test_columns_in_another_order_meet_their_activations(
     assert (np.stack(got) - expected).std() / expected.std() < 0.05
 
 
-@pytest.mark.parametrize("variant", ["llama", "sparse", "ternary"])
+@pytest.mark.parametrize("variant", ["llama", "sparse", "ternary", "sala", "sala-dense"])
 def test_chunks_and_decode_steps_agree_with_one_prefill(bundles: Bundles, variant: str) -> None:
     tokens = bundles.prompt
     with bundles.engine(variant, "aipc", **native_options(variant)).session() as session:
@@ -129,7 +131,10 @@ def test_chunks_and_decode_steps_agree_with_one_prefill(bundles: Bundles, varian
             start += size
         parts += [session.forward(tokens[i : i + 1])[None] for i in range(start, len(tokens))]
     error = np.abs(np.concatenate(parts) - whole).max(1) / whole.std()
-    assert np.median(error) < 0.02, np.percentile(error, [10, 50, 90, 100])
+    # The first int8 code that rounding turns is in row 133 of "sala", and in the second half of the others.
+    limit = 0.1 if variant == "sala" else 0.02
+    assert np.percentile(error, 25) < 1e-4, np.percentile(error, [10, 25, 50, 100])
+    assert np.median(error) < limit, np.percentile(error, [10, 50, 90, 100])
 
 
 def test_the_cache_grows_by_doubling_and_keeps_its_rows(
@@ -192,6 +197,25 @@ def test_a_filled_cache_is_that_of_a_prefill(
                 np.testing.assert_allclose(mine[:, :windows], theirs[:, :windows], rtol=1e-5, atol=1e-6)
         expected = source.forward(tokens[300:])
         np.testing.assert_allclose(target.forward(tokens[300:]), expected, atol=1e-4 * expected.std())
+
+
+def test_a_recurrent_model_is_filled_with_states_too(bundles: Bundles) -> None:
+    engine = bundles.engine("sala", "aipc", **NATIVE)
+    tokens = bundles.prompt
+    with engine.session() as source, engine.session() as target:
+        source.forward(tokens[:300])
+        rows = lambda layer: (source.layer_keys(layer), source.layer_values(layer))  # noqa: E731
+        with pytest.raises(ValueError, match="state_of_layer: the model has recurrent layers"):
+            target.fill(tokens[:300], rows)
+        with pytest.raises(ValueError, match=r"layer 0: expected a state \(4, 24, 24\), got \(3, 24, 24\)"):
+            target.fill(tokens[:300], rows, lambda layer: source.layer_state(layer)[1:])
+        assert target.position == 0 and not target.layer_state(0).any()
+        target.fill(tokens[:300], rows, source.layer_state)
+        expected = source.forward(tokens[300:])
+        np.testing.assert_allclose(target.forward(tokens[300:]), expected, atol=1e-4 * expected.std())
+        target.rewind(33)
+        assert target.pending == 0  # a snapshot marks the end of what was filled
+        np.testing.assert_array_equal(target.layer_state(2), target._snapshots.at_most(300)[1][1])
 
 
 def test_a_fill_that_fails_changes_nothing(bundles: Bundles) -> None:

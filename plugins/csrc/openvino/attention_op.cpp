@@ -13,7 +13,7 @@ std::int64_t first_integer(const ov::Tensor& tensor) {
 void CachedAttention::validate_and_infer_types() {
     const auto& qkv = get_input_partial_shape(0);
     OPENVINO_ASSERT(qkv.rank().is_static() && qkv.size() == 3, "expected qkv of rank 3, got ", qkv);
-    const auto wide = num_heads_ + 2 * kv_num_heads_;
+    const auto wide = num_heads_ * (1 + gated_) + 2 * kv_num_heads_;
     ov::Dimension width = ov::Dimension::dynamic();
     if (qkv[2].is_static()) width = qkv[2].get_length() / wide * num_heads_;
     set_output_type(0, ov::element::f32, ov::PartialShape{qkv[0], qkv[1], width});
@@ -32,6 +32,7 @@ bool CachedAttention::visit_attributes(ov::AttributeVisitor& visitor) {
     visitor.on_attribute("topk", topk_);
     visitor.on_attribute("dense_len", dense_len_);
     visitor.on_attribute("coarse_lse", coarse_lse_);
+    visitor.on_attribute("gated", gated_);
     return true;
 }
 
@@ -46,10 +47,11 @@ bool CachedAttention::evaluate(ov::TensorVector& outputs, const ov::TensorVector
     const ov::Shape shape = inputs[0].get_shape();
     OPENVINO_ASSERT(shape[0] == 1, get_friendly_name(), ": a session holds one sequence, got a batch of ", shape[0]);
     const auto rows = static_cast<std::int64_t>(shape[1]), stride = static_cast<std::int64_t>(shape[2]);
-    const std::int64_t size = stride / (num_heads_ + 2 * kv_num_heads_);
+    const std::int64_t size = stride / (num_heads_ * (1 + gated_) + 2 * kv_num_heads_);
     outputs[0].set_shape({1, shape[1], static_cast<std::size_t>(num_heads_ * size)});
 
-    cpm_session* session = session_of(inputs[4]);
+    const bool rotated = inputs.size() == 5;
+    cpm_session* session = session_of(inputs.back());
     const cpm_cache* cache = cpm_session_cache(session, static_cast<std::int32_t>(layer_));
     OPENVINO_ASSERT(cache && cache->key, get_friendly_name(), ": the session has no cache for layer ", layer_);
 
@@ -72,13 +74,17 @@ bool CachedAttention::evaluate(ov::TensorVector& outputs, const ov::TensorVector
     step.key = step.query + num_heads_ * size;
     step.value = step.key + kv_num_heads_ * size;
     step.query_stride = step.key_stride = step.value_stride = stride;
-    step.cosine = inputs[1].data<const float>();
-    step.sine = inputs[2].data<const float>();
-    step.past_length = first_integer(inputs[3]);
+    step.cosine = rotated ? inputs[1].data<const float>() : nullptr;
+    step.sine = rotated ? inputs[2].data<const float>() : nullptr;
+    step.past_length = first_integer(inputs[inputs.size() - 2]);
     step.rows = rows;
     step.output = outputs[0].data<float>();
     cpm_pool* pool = cpm_session_pool(session);
-    const std::int32_t status = cpm_sparse_attention(pool, cpm_best_isa(), &spec, cache, &step);
+    std::int32_t status = cpm_sparse_attention(pool, cpm_best_isa(), &spec, cache, &step);
+    if (status == CPM_OK && gated_) {
+        const float* gate = step.value + kv_num_heads_ * size;
+        status = cpm_output_gate(pool, cpm_best_isa(), gate, stride, rows, num_heads_ * size, step.output);
+    }
     OPENVINO_ASSERT(status == CPM_OK, get_friendly_name(), ": ", cpm_error_text(status));
     return true;
 }

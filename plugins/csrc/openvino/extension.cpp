@@ -19,6 +19,7 @@ std::vector<ov::Extension::Ptr> all() {
     add<cpm_openvino::NormGated>(extensions, "NormGated");
     add<cpm_openvino::LinearAdd>(extensions, "LinearAdd");
     add<cpm_openvino::CachedAttention>(extensions, "CachedAttention");
+    add<cpm_openvino::RecurrentAttention>(extensions, "RecurrentAttention");
     return extensions;
 }
 

@@ -67,9 +67,10 @@ private:
     float scale_ = 1.0f;
 };
 
-// Rotary embedding, append to the session's cache, attention. Inputs: qkv (B, T, (num_heads + 2 kv_num_heads) * D),
-// cos and sin (B, T, D / 2), past_length (B), session; B is 1. The attributes are those of cpm.SparseAttention,
-// and `layer`, which names the cache.
+// Rotary embedding, append to the session's cache, attention, output gate. Inputs: qkv (B, T, (num_heads +
+// 2 kv_num_heads) * D), with num_heads * D gates behind where `gated`; cos and sin (B, T, D / 2), which layers
+// without rotary embedding leave out; past_length (B), session; B is 1. The attributes are those of
+// cpm.SparseAttention, `gated`, and `layer`, which names the cache.
 class CachedAttention : public ov::op::Op {
 public:
     OPENVINO_OP("CachedAttention", "cpm");
@@ -83,8 +84,26 @@ public:
 private:
     std::int64_t layer_ = 0, num_heads_ = 1, kv_num_heads_ = 1, kernel_size_ = 32, kernel_stride_ = 16;
     std::int64_t block_size_ = 64, init_blocks_ = 1, window_size_ = 2048, topk_ = 0, dense_len_ = 8192;
-    std::int64_t coarse_lse_ = 1;
+    std::int64_t coarse_lse_ = 1, gated_ = 0;
     float scale_ = 1.0f;
+};
+
+// The whole of a recurrent layer between its products, on the session's state; see kernels/recurrent_attention.h.
+// Inputs: mixed (B, T, 4 * heads * D) of queries, keys, values and gates, query norm (D), key norm (D), output norm
+// (heads * D), cos and sin (B, T, D / 2), log decays (heads), session; B is 1. `layer` names the state.
+class RecurrentAttention : public ov::op::Op {
+public:
+    OPENVINO_OP("RecurrentAttention", "cpm");
+    RecurrentAttention() = default;
+    void validate_and_infer_types() override;
+    bool visit_attributes(ov::AttributeVisitor& visitor) override;
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override;
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
+    bool has_evaluate() const override { return true; }
+
+private:
+    std::int64_t layer_ = 0;
+    float scale_ = 1.0f, epsilon_ = 1e-6f;
 };
 
 }  // namespace cpm_openvino

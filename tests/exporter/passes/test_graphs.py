@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from cpm_edge.runtimes.bundle import Bundle
-from tests.support.bundles import Bundles
+from tests.support.bundles import NATIVE, Bundles
 from tests.support.checkpoints import VARIANTS, make_tensors
 
 INT4 = {"weight_format": "int4"}
@@ -144,3 +144,38 @@ def test_both_targets_store_the_same_integers(bundles: Bundles, symmetric: bool)
         np.testing.assert_array_equal(codes ^ flip, onnx_data(graph, f"{tensor}.codes"))
         scales = stored_bytes(bundle, f"{tensor}.scales").view(np.float16)
         np.testing.assert_array_equal(scales.astype(np.float32), onnx_data(graph, f"{tensor}.scales"))
+
+
+def native_nodes(bundles: Bundles, variant: str) -> list[tuple[str, str]]:
+    """(type, name) of our ops, in the order of the file."""
+    bundle = bundles.open(variant, "aipc", **NATIVE)
+    layers = ElementTree.parse(bundle.file("openvino_native.xml")).getroot().find("layers")
+    assert layers is not None
+    ours = [layer for layer in layers if layer.get("version") == "cpm"]
+    return [(layer.get("type", ""), layer.get("name", "")) for layer in ours]
+
+
+def test_native_layers_of_both_kinds_have_five_nodes(bundles: Bundles) -> None:
+    nodes = native_nodes(bundles, "sala")
+    mlp = ["LinearAdd", "NormGated", "LinearAdd"]
+    linear, sparse = ["NormLinear", "RecurrentAttention", *mlp], ["NormLinear", "CachedAttention", *mlp]
+    assert [kind for kind, _ in nodes] == [*(linear + sparse) * 2, "NormLinear"]
+    assert [name for _, name in nodes if name.endswith((".qkv", ".qkvz"))] == [
+        "layers.0.qkvz", "layers.1.qkv", "layers.2.qkvz", "layers.3.qkv",
+    ]  # fmt: skip
+
+
+def test_linear_attention_is_onnxruntimes_own(bundles: Bundles) -> None:
+    model = onnx_graph(bundles, "sala")
+    nodes = [node for node in model.graph if node.op_type == "LinearAttention"]
+    assert {node.domain for node in nodes} == {"com.microsoft"} and len(nodes) == 2
+    assert nodes[0].inputs[4] is nodes[1].inputs[4]  # one tensor of decays for all
+    assert not (bundles.open("sala-dense", "ort").path / "genai_config.json").exists()
+
+
+def test_openvino_keeps_a_state_of_fixed_size_a_linear_layer(bundles: Bundles) -> None:
+    model = openvino_model(bundles, "sala")
+    shapes = Counter(
+        str(node.get_output_partial_shape(0)) for node in model.get_ops() if node.get_type_name() == "Assign"
+    )
+    assert shapes == {"[?,4,24,24]": 2, "[?,2,?,16]": 4}
