@@ -167,7 +167,7 @@ class OpenVinoNativeSession(Session):
     @property
     def capacity(self) -> int:
         """Rows that the cache buffers hold now."""
-        return self._keys[0].shape[1]
+        return int(self._keys[0].shape[1])
 
     def pooled_bytes(self) -> int:
         """How many of ``cache_bytes`` are pooled keys; 0 for dense models."""
@@ -287,7 +287,7 @@ class OpenVinoNativeSession(Session):
                 else:
                     request = self._prefill
                     first = 0 if logits == "all" else len(tokens) - 1
-                    inputs = {
+                    inputs: dict[str, npt.NDArray[Any]] = {
                         "input_ids": tokens[None],
                         "past_length": np.array([self._cached], np.int64),
                         "logits_from": np.array([first], np.int64),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ FloatArray: TypeAlias = NDArray[np.float32]
 TokenArray: TypeAlias = NDArray[np.int64]
 
 _ENCODE = "model.encode(text) makes a list of token ids."
+
+
+S = TypeVar("S", bound="Session")
 
 
 class Session(abc.ABC):
@@ -147,7 +150,7 @@ class Session(abc.ABC):
             self._closed = True
             self._close()
 
-    def __enter__(self) -> Session:
+    def __enter__(self: S) -> S:
         return self
 
     def __exit__(

@@ -12,6 +12,7 @@ from cpm_edge.plugins.matmul_nbits.reference import quantize_activations
 from cpm_edge.plugins.matmul_nbits.spec import BLOCK
 from cpm_edge.runtimes import openvino_native
 from cpm_edge.runtimes.errors import BackendError, ContextError
+from cpm_edge.runtimes.session import FloatArray
 from tests.support.bundles import NATIVE, Bundles
 from tests.support.checkpoints import TERNARY, prompt
 from tests.support.packed import PACKINGS
@@ -33,6 +34,12 @@ def native_options(variant: str) -> dict[str, Any]:
     if variant in (*TERNARY, *PACKINGS):
         return {"weight_format": "auto", "flavour": "native"}
     return NATIVE
+
+
+def native_engine(bundles: Bundles, variant: str) -> openvino_native.OpenVinoNativeEngine:
+    engine = bundles.engine(variant, "aipc", **NATIVE)
+    assert isinstance(engine, openvino_native.OpenVinoNativeEngine)
+    return engine
 
 
 def quantized_linear(x: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch.Tensor:
@@ -174,18 +181,16 @@ def test_a_filled_cache_is_that_of_a_prefill(
 ) -> None:
     """In uneven parts, across a growing cache."""
     monkeypatch.setattr(openvino_native, "FIRST_CAPACITY", 64)
-    engine = bundles.engine(variant, "aipc", **NATIVE)
+    engine = native_engine(bundles, variant)
     tokens = bundles.prompt
     with engine.session() as source, engine.session() as target:
         source.forward(tokens[:300])
-        for first, stop in ((0, 7), (7, 8), (8, 130), (130, 131), (131, 300)):
-            target.fill(
-                tokens[first:stop],
-                lambda layer, rows=slice(first, stop): (
-                    source.layer_keys(layer)[:, rows],
-                    source.layer_values(layer)[:, rows],
-                ),
-            )
+        for part in (slice(0, 7), slice(7, 8), slice(8, 130), slice(130, 131), slice(131, 300)):
+
+            def rows(layer: int, part: slice = part) -> tuple[FloatArray, FloatArray]:
+                return source.layer_keys(layer)[:, part], source.layer_values(layer)[:, part]
+
+            target.fill(tokens[part], rows)
         assert target.tokens == source.tokens
         for layer in range(engine.manifest.cache["layers"]):
             np.testing.assert_array_equal(target.layer_keys(layer), source.layer_keys(layer))
@@ -200,7 +205,7 @@ def test_a_filled_cache_is_that_of_a_prefill(
 
 
 def test_a_recurrent_model_is_filled_with_states_too(bundles: Bundles) -> None:
-    engine = bundles.engine("sala", "aipc", **NATIVE)
+    engine = native_engine(bundles, "sala")
     tokens = bundles.prompt
     with engine.session() as source, engine.session() as target:
         source.forward(tokens[:300])
@@ -215,11 +220,14 @@ def test_a_recurrent_model_is_filled_with_states_too(bundles: Bundles) -> None:
         np.testing.assert_allclose(target.forward(tokens[300:]), expected, atol=1e-4 * expected.std())
         target.rewind(33)
         assert target.pending == 0  # a snapshot marks the end of what was filled
-        np.testing.assert_array_equal(target.layer_state(2), target._snapshots.at_most(300)[1][1])
+        assert target._snapshots is not None
+        _, states = target._snapshots.at_most(300)
+        assert states is not None
+        np.testing.assert_array_equal(target.layer_state(2), states[1])
 
 
 def test_a_fill_that_fails_changes_nothing(bundles: Bundles) -> None:
-    engine = bundles.engine("sparse", "aipc", **NATIVE)
+    engine = native_engine(bundles, "sparse")
     heads, size = engine.manifest.cache["kv_heads"], engine.manifest.cache["head_dim"]
     with engine.session() as session:
         session.forward(bundles.prompt[:50])

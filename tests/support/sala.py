@@ -95,9 +95,9 @@ def lightning_layer(
         return np.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
 
     spec = LinearAttentionSpec(tuple(-(2 ** (-8 * (h + 1) / heads)) for h in range(heads)), size**-0.5)
-    rows = [array.reshape(1, len(x), -1) for array in (turned("q"), turned("k"))]
+    query, key = (turned(name).reshape(1, len(x), -1) for name in "qk")
     value = (x @ own["self_attn.v_proj.weight"].T)[None]
-    output, _ = linear_attention(*rows, value, np.zeros((1, heads, size, size)), spec=spec)
+    output, _ = linear_attention(query, key, value, np.zeros((1, heads, size, size)), spec=spec)
     normed = _rms(output[0], own["self_attn.o_norm.weight"], eps)
     return np.asarray(
         normed * _sigmoid(x @ own["self_attn.z_proj.weight"].T) @ own["self_attn.o_proj.weight"].T

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +54,14 @@ def make_inputs(rows: int, heads: int, size: int) -> Inputs:
         turned(q, scales[0]), turned(k, scales[1]), v[None], past, spec=spec
     )
     expected = rms(output[0], scales[2]) / (1 + np.exp(-gate))
-    return Inputs(RecurrentNorms(*scales, EPSILON), mixed, rotation, state, expected, next_state[0])
+    return Inputs(
+        RecurrentNorms(scales[0], scales[1], scales[2], EPSILON),
+        mixed,
+        rotation,
+        state,
+        expected,
+        next_state[0],
+    )
 
 
 def rms(x: Array, scale: Array) -> Array:
@@ -104,12 +111,13 @@ def test_what_does_not_fit_is_refused() -> None:
     with ThreadPool(1) as pool:
         for mixed, state, message in (
             (case.mixed[:, 1:], case.state, r"mixed: expected \(3, 64\), got \(3, 63\)"),
-            (case.mixed, case.state.astype(np.float64), "expected a C-contiguous float32 array"),
+            (case.mixed, cast(Any, case.state.astype(np.float64)), "expected a C-contiguous float32 array"),
             (case.mixed, case.state[:1], r"mixed: expected \(3, 32\)"),
         ):
             with pytest.raises(NativeError, match=message):
                 recurrent_attention(pool, spec, case.norms, mixed, case.rotation, state)
-        odd = RecurrentNorms(*(np.ones(n, np.float32) for n in (3, 3, 6)), EPSILON)
+        three, six = np.ones(3, np.float32), np.ones(6, np.float32)
+        odd = RecurrentNorms(three, three, six, EPSILON)
         with pytest.raises(NativeError, match="do not take this shape"):
             tables = np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float32)
             empty = np.zeros((2, 3, 3), np.float32)

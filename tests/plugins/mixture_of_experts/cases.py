@@ -39,7 +39,7 @@ class Case:
         x = self.x.astype(np.float64)
         gate = np.einsum("efh,bth->btef", np.stack(self.w1), x)
         inner = gate / (1 + np.exp(-gate)) * np.einsum("efh,bth->btef", np.stack(self.w3), x)
-        return np.einsum("ehf,btef,bte->bth", np.stack(self.w2), inner, self.shares())
+        return np.asarray(np.einsum("ehf,btef,bte->bth", np.stack(self.w2), inner, self.shares()))
 
 
 def make_case(
@@ -49,7 +49,7 @@ def make_case(
     rng = np.random.default_rng(seed)
 
     def draw(*shape: int) -> Array:
-        return (rng.standard_normal(shape) / shape[-1] ** 0.5).astype(np.float32)
+        return np.asarray(rng.standard_normal(shape) / shape[-1] ** 0.5, np.float32)
 
     logits = (2 * rng.standard_normal((batch, rows, experts))).astype(np.float32)
     logits[:, ::3] = np.round(logits[:, ::3])

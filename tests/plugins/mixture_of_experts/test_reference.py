@@ -22,4 +22,5 @@ def test_ties_go_to_the_lowest_index_and_shares_add_up_to_one() -> None:
 
 
 def test_large_logits_do_not_overflow() -> None:
-    assert route(np.array([1e4, 1e4 - 1, 0.0]), 2)[0] == (0, pytest.approx(1 / (1 + np.exp(-1))))
+    expert, share = route(np.array([1e4, 1e4 - 1, 0.0]), 2)[0]
+    assert expert == 0 and share == pytest.approx(1 / (1 + np.exp(-1)))
