@@ -169,7 +169,7 @@ def _warnings_printed(messages: list[str]) -> Iterator[None]:
 
 
 def _print_summary(result: Any) -> None:
-    from cpm_edge.exporter.model_card import linear_layers
+    from cpm_edge.exporter.model_card import cache_cost, linear_layers
 
     manifest = result.manifest
     size = sum(entry.bytes for entry in manifest.files.values()) / 1e6
@@ -181,6 +181,9 @@ def _print_summary(result: Any) -> None:
         notes = sorted(set(others.values()))
         table.add_row("", f"{len(others)} tensors with another group: {'; '.join(notes)}")
     table.add_row("embedding, head", f"{manifest.weights['embedding']}, {manifest.weights['head']}")
+    if manifest.weights["absorbed"]:
+        table.add_row("kv_b_proj", manifest.weights["absorbed"])
+    table.add_row("cache", cache_cost(manifest.cache))
     table.add_row(
         "context", f"{manifest.context.max_context} tokens; RoPE: {manifest.context.rope['choice']}"
     )

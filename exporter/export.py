@@ -249,12 +249,13 @@ def _manifest(plan: Plan, weights: ModelWeights, built: Built) -> Manifest:
             "linear_bytes": weights.stored_bytes[TensorClass.LINEAR],
             "embedding": plan.policy.embedding.describe(),
             "head": weights.head_scheme().describe(),
+            "absorbed": weights.absorbed_format(),
             "activations": built.activations,
             "other_groups": other_groups,
         },
         ops=built.ops,
         cache=built.cache,
-        attention={"sparse": not spec.is_dense, "head_dim": config.head_dim, **spec.attributes()},
+        attention={"sparse": not spec.is_dense, "head_dim": built.cache["head_dim"], **spec.attributes()},
         flavour=built.flavour,
     )
 

@@ -18,7 +18,11 @@ Made by {{ m.producer }} from the {{ m.source.kind }} checkpoint `{{ m.source.na
 | engine | {{ m.engine.name }} {{ m.engine.requires }} (made with {{ m.engine.version }}) |
 | linear layers | {{ linear }} |
 | embedding, head | {{ m.weights.embedding }}, {{ m.weights.head }} |
+{%- if m.weights.absorbed %}
+| kv_b_proj | {{ m.weights.absorbed }} |
+{%- endif %}
 | attention | {{ attention }} |
+| cache | {{ cache }} |
 | context | {{ m.context.max_context }} tokens; RoPE: {{ m.context.rope.choice }} |
 | layers, hidden size, vocabulary | {{ m.num_layers }}, {{ m.hidden_size }}, {{ m.vocab_size }} |
 
@@ -49,10 +53,24 @@ def linear_layers(weights: dict[str, Any]) -> str:
     return f"{weights['linear']}{taken}, {stored / 1e6:.1f} MB, {share:.1%} of bf16"
 
 
+def cache_cost(cache: dict[str, Any]) -> str:
+    """What a token takes in the cache, from ``Manifest.cache``.
+
+    For example ``35.7 kB a token (float16); keys and values of every head would take 793.6 kB``.
+    """
+    cost = f"{cache['token_bytes'] / 1e3:.1f} kB a token ({cache['dtype']})"
+    expanded = cache.get("expanded_token_bytes")
+    if expanded is None:
+        return cost
+    return f"{cost}; keys and values of every head would take {expanded / 1e3:.1f} kB"
+
+
 def model_card(manifest: Manifest) -> str:
     """Markdown for the folder's front page."""
     spec = manifest.attention
     attention = "dense"
+    if spec.get("v_head_size"):
+        attention = f"latent: {spec['num_heads']} heads share a cached row of {spec['head_dim']} values"
     if spec["sparse"]:
         attention = (
             f"InfLLM-V2 sparse from {spec['dense_len']} tokens on: {spec['topk']} blocks of "
@@ -65,5 +83,8 @@ def model_card(manifest: Manifest) -> str:
         attention += ", linear with a state of fixed size in the others"
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     return environment.from_string(TEMPLATE).render(
-        m=manifest, attention=attention, linear=linear_layers(manifest.weights)
+        m=manifest,
+        attention=attention,
+        linear=linear_layers(manifest.weights),
+        cache=cache_cost(manifest.cache),
     )

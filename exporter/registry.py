@@ -7,7 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cpm_edge.exporter.configs import LlamaConfig, MiniCPMConfig, MiniCPMMoEConfig, MiniCPMSALAConfig
+from cpm_edge.exporter.configs import (
+    LlamaConfig,
+    MiniCPM3Config,
+    MiniCPMConfig,
+    MiniCPMMoEConfig,
+    MiniCPMSALAConfig,
+)
 from cpm_edge.exporter.errors import ConfigError
 
 
@@ -40,6 +46,7 @@ ARCHITECTURES = {
     "MiniCPMForCausalLM": Architecture(
         "minicpm", MiniCPMConfig, f"{_MODELS}.minicpm", "MiniCPM 1B, 2B, 2B-128k, S-1B, 4, 4.1, BitCPM4"
     ),
+    "MiniCPM3ForCausalLM": Architecture("minicpm3", MiniCPM3Config, f"{_MODELS}.minicpm3", "MiniCPM3-4B"),
     "MiniCPMSALAForCausalLM": Architecture(
         "minicpm_sala", MiniCPMSALAConfig, f"{_MODELS}.minicpm_sala", "MiniCPM-SALA"
     ),

@@ -43,6 +43,7 @@ BLOCK_ELEMENTS = 1 << 20  # 4 MiB of float32
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 ROUTER = ".mlp.gate.weight"
+ABSORBED = ".kv_b_proj.weight"
 
 
 @dataclass
@@ -151,7 +152,7 @@ class ModelWeights:
     def _own(self, name: str, taken: Taken) -> Scheme | None:
         """The checkpoint's own scheme; for linear layers that it left in floats REST."""
         kind = self.kind(name)
-        if kind not in (TensorClass.LINEAR, TensorClass.HEAD):
+        if kind not in (TensorClass.LINEAR, TensorClass.HEAD, TensorClass.ABSORBED):
             return None
         own = taken.scheme(name)
         if own is not None:
@@ -183,6 +184,11 @@ class ModelWeights:
     def head_scheme(self) -> Scheme:
         """What the output head is stored in, be it the embedding or a tensor of its own."""
         return self.scheme(HEAD if HEAD in self.shapes else EMBEDDING)
+
+    def absorbed_format(self) -> str | None:
+        """What the up-projections of latent attention are stored in; None for models without."""
+        names = (name for name in self.shapes if self.kind(name) is TensorClass.ABSORBED)
+        return next((self.scheme(name).describe() for name in names), None)
 
     def count_bytes(self, name: str, region: Region) -> None:
         """Note that a part of the tensor was written."""
@@ -264,6 +270,8 @@ def tensor_class(name: str, rank: int) -> TensorClass:
         return TensorClass.HEAD
     if name.endswith(ROUTER):
         return TensorClass.OTHER
+    if name.endswith(ABSORBED):
+        return TensorClass.ABSORBED
     return TensorClass.LINEAR if rank == 2 else TensorClass.NORM
 
 

@@ -193,6 +193,12 @@ class Quantized:
         """The code of weight 0 in a symmetric scheme: 1 for ternary, else 2**(bits-1)."""
         return 1 if self.scheme.format is WeightFormat.TERNARY else 1 << (self.scheme.bits - 1)
 
+    def zero_points(self) -> npt.NDArray[np.uint8]:
+        """The zero point of every group, uint8 (rows, groups), stored or not."""
+        if self.zeros is not None:
+            return self.zeros
+        return np.full(self.scales.shape, self.zero_code, np.uint8)
+
     def dequantize(self) -> npt.NDArray[np.float32]:
         """The weights that the codes stand for, float32 (rows, cols)."""
         rows, cols = self.codes.shape

@@ -12,11 +12,16 @@ DEFAULT_GROUP_SIZE = 32
 
 
 class TensorClass(str, Enum):
-    """What a tensor is for."""
+    """What a tensor is for.
+
+    ABSORBED is the up-projection of latent attention (kv_b_proj). One half of every head's rows meets the
+    query transposed, so groups along its columns would not be groups of that product's sums.
+    """
 
     LINEAR = "linear"
     EMBEDDING = "embedding"
     HEAD = "head"
+    ABSORBED = "absorbed"
     NORM = "norm"
     OTHER = "other"
 
@@ -25,8 +30,10 @@ class TensorClass(str, Enum):
 class Policy:
     """The schemes of a model's matrices.
 
-    Norm weights always stay fp32. Whatever else is left (OTHER: biases, routers, tables) follows the
-    linear layers when those are floats, and stays fp32 when they are integers: it is small and sensitive.
+    Absorbed matrices follow linear layers of floats and have one int8 scale a row otherwise: a scale of a row
+    can be taken out of either product. Norm weights always stay fp32. Whatever else is left (OTHER: biases,
+    routers, tables) follows the linear layers when those are floats, and stays fp32 when they are integers:
+    it is small and sensitive.
     """
 
     linear: Scheme
@@ -99,8 +106,10 @@ class Policy:
             return self.embedding
         if cls is TensorClass.HEAD:
             return self.head
-        if cls is TensorClass.OTHER and self.linear.format.is_float:
+        if cls in (TensorClass.ABSORBED, TensorClass.OTHER) and self.linear.format.is_float:
             return self.linear
+        if cls is TensorClass.ABSORBED:
+            return Scheme(WeightFormat.INT8)
         return Scheme(WeightFormat.FP32)
 
 

@@ -1,4 +1,4 @@
-"""What the manifest's ``cache`` says about layers of two kinds."""
+"""What the manifest's ``cache`` says about layers: rows of which kind, or a state."""
 
 from __future__ import annotations
 
@@ -56,3 +56,8 @@ def kv_layers(cache: dict[str, Any]) -> list[int]:
     recurrent = RecurrentLayout.of(cache)
     without = recurrent.layers if recurrent else ()
     return [layer for layer in range(cache["layers"]) if layer not in without]
+
+
+def kv_ports(cache: dict[str, Any]) -> list[str]:
+    """The names of such a layer's caches: keys and values, or keys of which the values are columns."""
+    return list(cache.get("ports", ("key", "value")))

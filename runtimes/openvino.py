@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cpm_edge.runtimes.bundle import Bundle, check_engine
-from cpm_edge.runtimes.cache_layout import STATE, RecurrentLayout, kv_layers, recurrent_info
+from cpm_edge.runtimes.cache_layout import STATE, RecurrentLayout, kv_layers, kv_ports, recurrent_info
 from cpm_edge.runtimes.errors import BackendError, missing_dependency
 from cpm_edge.runtimes.session import Engine, FloatArray, Logits, Session, TokenArray
 from cpm_edge.runtimes.snapshots import States
-from cpm_edge.runtimes.workspace import SPARSE_COPIES, prefill_chunk
+from cpm_edge.runtimes.workspace import prefill_chunk, score_copies
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -119,12 +119,11 @@ class OpenVinoSession(Session):
 
     def __init__(self, engine: OpenVinoEngine) -> None:
         manifest = engine.manifest
-        sparse = manifest.context.dense_len is not None
         self._recurrent = RecurrentLayout.of(manifest.cache)
         super().__init__(
             max_context=engine.max_context,
             vocab_size=manifest.vocab_size,
-            prefill_chunk=prefill_chunk(manifest.attention, SPARSE_COPIES if sparse else 0),
+            prefill_chunk=prefill_chunk(manifest.attention, score_copies(manifest.attention, 0)),
             state_bytes=self._recurrent.nbytes if self._recurrent else 0,
         )
         self._engine = engine
@@ -134,7 +133,8 @@ class OpenVinoSession(Session):
 
     def cache_bytes(self) -> int:
         item = np.dtype(self._layout["dtype"]).itemsize
-        row = len(kv_layers(self._layout)) * 2 * self._layout["kv_heads"] * self._layout["head_dim"]
+        layers, ports = len(kv_layers(self._layout)), len(kv_ports(self._layout))
+        row = layers * ports * self._layout["kv_heads"] * self._layout["head_dim"]
         states = self._recurrent.nbytes if self._recurrent else 0
         return int(math.prod((row, self._cached, item))) + states + self.snapshot_bytes()
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cpm_edge.runtimes.bundle import Bundle, check_engine
-from cpm_edge.runtimes.cache_layout import STATE, RecurrentLayout, kv_layers, recurrent_info
+from cpm_edge.runtimes.cache_layout import STATE, RecurrentLayout, kv_layers, kv_ports, recurrent_info
 from cpm_edge.runtimes.errors import BackendError, missing_dependency
 from cpm_edge.runtimes.session import Engine, FloatArray, Logits, Session, TokenArray
 from cpm_edge.runtimes.snapshots import States
-from cpm_edge.runtimes.workspace import SPARSE_COPIES, prefill_chunk
+from cpm_edge.runtimes.workspace import prefill_chunk, score_copies
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -103,17 +103,16 @@ class OnnxRuntimeSession(Session):
 
     def __init__(self, engine: OnnxRuntimeEngine) -> None:
         manifest = engine.manifest
-        sparse = manifest.context.dense_len is not None
         self._recurrent = RecurrentLayout.of(manifest.cache)
         super().__init__(
             max_context=engine.max_context,
             vocab_size=manifest.vocab_size,
-            prefill_chunk=prefill_chunk(manifest.attention, SPARSE_COPIES if sparse else DENSE_COPIES),
+            prefill_chunk=prefill_chunk(manifest.attention, score_copies(manifest.attention, DENSE_COPIES)),
             state_bytes=self._recurrent.nbytes if self._recurrent else 0,
         )
         self._engine = engine
         self._layout = manifest.cache
-        names = [f"{layer}.{part}" for layer in kv_layers(manifest.cache) for part in ("key", "value")]
+        names = [f"{layer}.{port}" for layer in kv_layers(self._layout) for port in kv_ports(self._layout)]
         self._buffers: dict[str, ort.OrtValue] = {}
         self._states: dict[str, ort.OrtValue] = {}
         if self._recurrent:

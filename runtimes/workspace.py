@@ -9,6 +9,19 @@ BUDGET = 256 << 20  # bytes for score-sized temporaries
 LONGEST = 512  # beyond this, larger steps no longer make prefill faster
 ALIGNMENT = 16
 SPARSE_COPIES = 6  # score-sized tensors that the portable body of cpm.SparseAttention keeps alive
+LATENT_COPIES = 3  # and that of its latent form
+
+
+def score_copies(attention: dict[str, Any], dense: int) -> int:
+    """Score-sized tensors that are alive at once.
+
+    Args:
+        attention: the manifest's ``attention``.
+        dense: of the engine's own attention, which runs where no body does.
+    """
+    if attention.get("v_head_size"):
+        return LATENT_COPIES
+    return SPARSE_COPIES if attention["topk"] else dense
 
 
 def prefill_chunk(attention: dict[str, Any], copies: int) -> Callable[[int], int]:

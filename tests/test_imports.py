@@ -20,7 +20,8 @@ ALLOWED = {
     "runtimes": {"cpm_edge.plugins"} | THIN | ENGINES,
 }
 # More for the files of plugins that need it, by file name.
-PLUGIN_FILES = {"body.py": {"onnx_ir", "onnxscript"}, "triton.py": {"triton"}}
+BODY = {"onnx_ir", "onnxscript"}
+PLUGIN_FILES = {"body.py": BODY, "latent_body.py": BODY, "triton.py": {"triton"}}
 
 FILES = [path for package in PACKAGES for path in source_files(package)]
 

@@ -48,8 +48,8 @@ class SparseConfig:
 
 
 @dataclass(frozen=True)
-class MiniCPMConfig(LlamaConfig):
-    """LlamaConfig with the muP scales and the optional sparse attention.
+class MuPConfig(LlamaConfig):
+    """LlamaConfig with the muP scales of the MiniCPM models.
 
     Attributes:
         scale_emb: factor on the embeddings.
@@ -60,6 +60,20 @@ class MiniCPMConfig(LlamaConfig):
     scale_emb: float = 1.0
     scale_depth: float = 1.0
     dim_model_base: int = 1
+
+    @property
+    def residual_scale(self) -> float:
+        return float(self.scale_depth / self.num_hidden_layers**0.5)
+
+    @property
+    def logit_divisor(self) -> float:
+        return self.hidden_size / self.dim_model_base
+
+
+@dataclass(frozen=True)
+class MiniCPMConfig(MuPConfig):
+    """MuPConfig with the optional sparse attention."""
+
     sparse_config: SparseConfig | None = None
 
     @classmethod
@@ -95,14 +109,6 @@ class MiniCPMConfig(LlamaConfig):
             return SparseAttentionSpec(heads, kv_heads, scale, **vars(self.sparse_config))
         except ValueError as error:
             raise ConfigError(f"sparse_config.{error}") from error
-
-    @property
-    def residual_scale(self) -> float:
-        return float(self.scale_depth / self.num_hidden_layers**0.5)
-
-    @property
-    def logit_divisor(self) -> float:
-        return self.hidden_size / self.dim_model_base
 
 
 def read_minicpm(reader: ConfigReader) -> dict[str, Any]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from cpm_edge.exporter.configs import MiniCPMConfig
+from cpm_edge.exporter.configs import MuPConfig
 from cpm_edge.exporter.configs.rope import RopeTable
 from cpm_edge.exporter.models import llama
 from cpm_edge.exporter.models.llama import Cache, Rotation
 
 
 class DecoderLayer(llama.DecoderLayer):
-    def __init__(self, config: MiniCPMConfig, layer: int) -> None:
+    def __init__(self, config: MuPConfig, layer: int) -> None:
         super().__init__(config, layer)
         self.residual_scale = config.residual_scale
 
@@ -31,7 +31,7 @@ class Decoder(llama.Decoder):
 class Model(llama.Model):
     decoder_class = Decoder
 
-    def __init__(self, config: MiniCPMConfig, rope: RopeTable) -> None:
+    def __init__(self, config: MuPConfig, rope: RopeTable) -> None:
         super().__init__(config, rope)
         self.scale_emb = config.scale_emb
         self.logit_divisor = config.logit_divisor

@@ -14,50 +14,54 @@ LOWEST = torch.finfo(torch.float32).min
 def sparse_attention(
     query: Tensor,
     key: Tensor,
-    value: Tensor,
+    value: Tensor | None,
     key_cache: Tensor,
-    value_cache: Tensor,
+    value_cache: Tensor | None,
     past_length: Tensor,
     *,
     spec: SparseAttentionSpec,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Run or record the op; shapes as in ``cpm_edge.plugins.sparse_attention.spec``.
 
     Returns:
-        output (B, T, num_heads * D), present_key and present_value (B, kv_num_heads, C, D).
+        output (B, T, num_heads * D), present_key and present_value (B, kv_num_heads, C, D); the latent form
+        has no present_value, and an output of (B, T, num_heads * v_head_size).
     """
     if torch.compiler.is_exporting():
         inputs = (query, key, value, key_cache, value_cache, past_length)
-        shaped = (query, key_cache, value_cache)
-        output, present_key, present_value = torch.onnx.ops.symbolic_multi_out(
+        size = spec.v_head_size or key_cache.shape[3]
+        caches = [cache for cache in (key_cache, value_cache) if cache is not None]
+        outputs = torch.onnx.ops.symbolic_multi_out(
             f"{DOMAIN}::{OP}",
             inputs,
             attrs={**spec.attributes()},
-            dtypes=[t.dtype for t in shaped],
-            shapes=[t.shape for t in shaped],
+            dtypes=[query.dtype, *(cache.dtype for cache in caches)],
+            shapes=[(*query.shape[:2], spec.num_heads * size), *(cache.shape for cache in caches)],
             version=VERSION,
         )
-        return output, present_key, present_value
+        return tuple(outputs)
     return _eager(query, key, value, key_cache, value_cache, past_length, spec)
 
 
 def _eager(
     query: Tensor,
     key: Tensor,
-    value: Tensor,
+    value: Tensor | None,
     key_cache: Tensor,
-    value_cache: Tensor,
+    value_cache: Tensor | None,
     past_length: Tensor,
     spec: SparseAttentionSpec,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     batch, rows, _ = query.shape
     position = past_length[:, None] + torch.arange(rows)
-    present_key = _write_rows(key_cache, key, position)
-    present_value = _write_rows(value_cache, value, position)
+    presents = [_write_rows(key_cache, key, position)]
+    if value is not None and value_cache is not None:
+        presents.append(_write_rows(value_cache, value, position))
 
     longest = int(position.max()) + 1
-    keys = present_key[:, :, :longest].float()
-    values = present_value[:, :, :longest].float()
+    keys, values = (presents[i][:, :, :longest].float() for i in (0, -1))
+    if spec.is_latent:
+        values = values[..., : spec.v_head_size]
     heads = query.float().view(batch, rows, spec.kv_num_heads, spec.group, -1).permute(0, 2, 3, 1, 4)
     visible = (torch.arange(longest) <= position[..., None])[:, None, None]
     sparse = position + 1 >= spec.dense_len
@@ -67,7 +71,7 @@ def _eager(
     scores = heads @ keys.unsqueeze(2).transpose(-1, -2) * spec.scale
     weights = torch.softmax(scores.masked_fill(~visible, LOWEST), -1)
     output = (weights @ values.unsqueeze(2)).permute(0, 3, 1, 2, 4).reshape(batch, rows, -1)
-    return output.to(query.dtype), present_key, present_value
+    return output.to(query.dtype), *presents
 
 
 def _write_rows(cache: Tensor, rows: Tensor, position: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.passes.builder import Builder
 from cpm_edge.exporter.passes.linear import find_linears
 from cpm_edge.exporter.weights import ModelWeights
+from cpm_edge.quant import TensorClass
 
 ORDER = "column_order."
 
@@ -42,7 +43,27 @@ def gather_columns(graph: ir.Graph, weights: ModelWeights) -> int:
             )
             graph.insert_before(linear.matmul, builder.nodes)
         linear.matmul.replace_input_with(0, gathered[key])
-    return len(gathered)
+    return len(gathered) + _restore_absorbed(graph, weights)
+
+
+def _restore_absorbed(graph: ir.Graph, weights: ModelWeights) -> int:
+    """Put the columns of a matrix whose parts the graph uses into their places before any product."""
+    count = 0
+    for name in weights.names():
+        order = weights.column_order(name) if weights.kind(name) is TensorClass.ABSORBED else None
+        if order is None:
+            continue
+        weight = graph.initializers[name]
+        users = list(weight.uses())
+        builder = Builder(graph)
+        layer = name.removesuffix(".weight")
+        places = builder.constant(f"{layer}.places", np.argsort(order), np.int32)
+        restored = builder.op("Gather", [weight, places], {"axis": 1}, name=f"{layer}.restored")
+        builder.insert_first()
+        for node, index in users:
+            node.replace_input_with(index, restored)
+        count += 1
+    return count
 
 
 def gather_before_norms(graph: ir.Graph) -> None:

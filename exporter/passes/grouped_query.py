@@ -1,4 +1,7 @@
-"""Dense cpm.SparseAttention (topk 0) to com.microsoft GroupQueryAttention, as ONNX Runtime runs it."""
+"""Dense cpm.SparseAttention (topk 0) to com.microsoft GroupQueryAttention, as ONNX Runtime runs it.
+
+The latent form stays: GroupQueryAttention wants a second cache for the values.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,11 @@ from cpm_edge.plugins.sparse_attention.spec import OP
 MICROSOFT = "com.microsoft"
 
 
+def _is_grouped(node: ir.Node) -> bool:
+    """Dense, with keys and values of their own."""
+    return node.attributes.get_int("topk") == 0 and node.attributes.get_int("v_head_size", 0) == 0
+
+
 def lower_dense_attention(graph: ir.Graph, total: ir.Value) -> int:
     """Replace every dense attention node.
 
@@ -22,7 +30,7 @@ def lower_dense_attention(graph: ir.Graph, total: ir.Value) -> int:
     Returns:
         How many nodes were replaced.
     """
-    nodes = [n for n in graph if (n.domain, n.op_type) == (DOMAIN, OP) and n.attributes.get_int("topk") == 0]
+    nodes = [n for n in graph if (n.domain, n.op_type) == (DOMAIN, OP) and _is_grouped(n)]
     if not nodes:
         return 0
     lengths = Builder(graph)

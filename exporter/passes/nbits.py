@@ -16,7 +16,7 @@ from cpm_edge.exporter.passes.grouped_query import MICROSOFT
 from cpm_edge.exporter.passes.linear import Linear, replace_linears
 from cpm_edge.exporter.weight_file import Region, WeightFile
 from cpm_edge.exporter.weights import ModelWeights
-from cpm_edge.quant import Scheme, WeightFormat, matmulnbits
+from cpm_edge.quant import Scheme, TensorClass, WeightFormat, matmulnbits
 
 _FLOAT = {
     WeightFormat.FP32: ir.DataType.FLOAT,
@@ -66,10 +66,12 @@ class NBitsWeights:
         self._packed: dict[str, _Packed] = {}
 
     def run(self) -> None:
-        """Write every tensor, then rewrite linear layers and embedding lookups."""
+        """Write every tensor and rewrite the nodes that read it."""
         for name in self._weights.names():
             scheme = self._weights.scheme(name)
-            if scheme.format.is_float:
+            if self._weights.kind(name) is TensorClass.ABSORBED:
+                self._expand(name, scheme)
+            elif scheme.format.is_float:
                 self._write_float(name, scheme)
             else:
                 self._packed[name] = self._write_integers(name, scheme)
@@ -216,6 +218,53 @@ class NBitsWeights:
         ir.convenience.replace_nodes_and_values(
             self._graph, node, [node], builder.nodes, node.outputs, builder.nodes[-1].outputs
         )
+
+    def _expand(self, name: str, scheme: Scheme) -> None:
+        """Write a matrix whose parts the graph uses and widen it, which ONNX Runtime does once, on load."""
+        weight = self._graph.initializers[name]
+        users = list(weight.uses())
+        layer = name.removesuffix(".weight")
+        builder = Builder(self._graph)
+        if scheme.format.is_float:
+            self._write_float(name, scheme)
+            if weight.dtype == ir.DataType.FLOAT:
+                return
+            to_float = {"to": ir.DataType.FLOAT.value}
+            whole = builder.op("Cast", [weight], to_float, name=f"{layer}.expanded")
+        else:
+            whole = self._dequantized(builder, name, scheme)
+            self._graph.initializers.pop(name)
+        builder.insert_first()
+        for node, index in users:
+            node.replace_input_with(index, whole)
+
+    def _dequantized(self, builder: Builder, name: str, scheme: Scheme) -> ir.Value:
+        """Write codes, one a byte, zero points and scales, and nodes that make float32 (N, K) of them."""
+        rows, cols = self._weights.shapes[name]
+        groups, layer = scheme.groups(cols), name.removesuffix(".weight")
+        scales: list[npt.NDArray[np.float32]] = []
+        zeros: list[npt.NDArray[np.uint8]] = []
+
+        def codes() -> Iterator[npt.NDArray[np.uint8]]:
+            for quantized in self._weights.quantized(name):
+                scales.append(quantized.scales)
+                zeros.append(quantized.zero_points())
+                yield quantized.codes
+
+        def stored(part: str, data: Iterable[npt.NDArray[Any]], dtype: ir.DataType, width: int) -> ir.Value:
+            region = self._add(name, data)
+            return self._register(self._initializer(f"{name}.{part}", region, dtype, [rows, groups, width]))
+
+        to_float = {"to": ir.DataType.FLOAT.value}
+        code = stored("codes", codes(), ir.DataType.UINT8, cols // groups)
+        code = builder.op("Cast", [code], to_float, name=f"{layer}.float_codes")
+        zero = stored("zeros", zeros, ir.DataType.UINT8, 1)
+        zero = builder.op("Cast", [zero], to_float, name=f"{layer}.float_zeros")
+        scale = stored("scales", scales, ir.DataType.FLOAT, 1)
+        signed = builder.op("Sub", [code, zero], name=f"{layer}.signed")
+        scaled = builder.op("Mul", [signed, scale], name=f"{layer}.scaled")
+        shape = builder.constant(f"{layer}.shape", [rows, cols])
+        return builder.op("Reshape", [scaled, shape], name=f"{layer}.expanded")
 
 
 def _block_size(scheme: Scheme, cols: int) -> int:

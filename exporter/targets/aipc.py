@@ -27,7 +27,8 @@ from cpm_edge.plugins import DOMAIN, VERSION
 from cpm_edge.plugins.linear_attention.body import functions as linear_functions
 from cpm_edge.plugins.linear_attention.spec import OP as LINEAR
 from cpm_edge.plugins.sparse_attention.body import functions
-from cpm_edge.plugins.sparse_attention.spec import OP
+from cpm_edge.plugins.sparse_attention.latent_body import latent_functions
+from cpm_edge.plugins.sparse_attention.spec import OP, SparseAttentionSpec
 from cpm_edge.runtimes.errors import missing_dependency
 
 MODEL = "openvino_model.xml"
@@ -49,14 +50,9 @@ def build(job: BuildJob) -> Built:
     if job.flavour == "native":
         return _native(job)
     spec = job.config.attention_spec(0)
-    kv_cache = job.kv_cache or ("fp32" if job.weights.policy.linear.format.value == "fp32" else "fp16")
-    if not spec.is_dense and kv_cache == "int8":
-        raise ExportError(
-            "--kv-cache: expected fp32 or fp16 for sparse attention in the stock flavour, got int8",
-            hint="leave --kv-cache out, or export with --attention dense",
-        )
+    kv_cache = _kv_cache(job, spec)
     activations = job.activations or "fp32"
-    model = _read(job.model, is_dense=spec.is_dense)
+    model = _read(job.model, spec)
     weights = OpenVinoWeights(model, job.weights)
     weights.replace_parameters()
     stable_topk(model)
@@ -69,15 +65,15 @@ def build(job: BuildJob) -> Built:
     write_tokenizer(job.folder)
     for name in (MODEL, TOKENIZER, DETOKENIZER):
         renumber(job.folder / name)
-    layers = cache_layers(job.config)
-    how = {OP: "SDPA" if spec.is_dense else INLINED}
+    dtype = {"fp32": "float32", "fp16": "float16", "int8": "uint8"}[kv_cache]
+    layers = cache_layers(job.config, dtype)
+    how = {OP: "SDPA" if _is_fused(spec) else INLINED}
     if "recurrent" in layers:
         how[LINEAR] = INLINED
     return Built(
         engine=_engine(),
         cache={
             "form": "state",
-            "dtype": {"fp32": "float32", "fp16": "float16", "int8": "uint8"}[kv_cache],
             **layers,
         },
         activations=activations,
@@ -86,7 +82,39 @@ def build(job: BuildJob) -> Built:
     )
 
 
+def _is_fused(spec: SparseAttentionSpec) -> bool:
+    """Whether the CPU plugin has one operator for this attention and its cache."""
+    return spec.is_dense and not spec.is_latent
+
+
+def _kv_cache(job: BuildJob, spec: SparseAttentionSpec) -> str:
+    """The cache's format: what was asked for, or the usual one.
+
+    Raises:
+        ExportError: the CPU plugin does not keep this model's cache in it.
+    """
+    if spec.is_latent:
+        # The plugin narrows only the states of its own attention operator; all others are float32.
+        if job.kv_cache not in (None, "fp32"):
+            raise ExportError(
+                f"--kv-cache: expected fp32 for latent attention in the stock flavour, got {job.kv_cache}",
+                hint="leave --kv-cache out",
+            )
+        return "fp32"
+    if not spec.is_dense and job.kv_cache == "int8":
+        raise ExportError(
+            "--kv-cache: expected fp32 or fp16 for sparse attention in the stock flavour, got int8",
+            hint="leave --kv-cache out, or export with --attention dense",
+        )
+    return job.kv_cache or ("fp32" if job.weights.policy.linear.format.value == "fp32" else "fp16")
+
+
 def _native(job: BuildJob) -> Built:
+    if job.config.attention_spec(0).is_latent:
+        raise ExportError(
+            "--flavour native: expected keys and values of their own, got latent attention (MiniCPM3)",
+            hint="--flavour stock, or --target ort",
+        )
     for option, value, only in (
         ("--kv-cache", job.kv_cache, "fp16"),
         ("--activations", job.activations, "int8"),
@@ -112,7 +140,7 @@ def _engine(*, exact: bool = False) -> dict[str, str]:
     return {"name": "openvino", "version": version, "requires": f"=={version}" if exact else f">={release}"}
 
 
-def _read(model: ir.Model, *, is_dense: bool) -> Any:
+def _read(model: ir.Model, spec: SparseAttentionSpec) -> Any:
     """The traced graph as an OpenVINO model whose weights are parameters."""
     import openvino as ov
     from openvino.frontend.onnx import ConversionExtension
@@ -127,10 +155,10 @@ def _read(model: ir.Model, *, is_dense: bool) -> Any:
     core = ov.Core()
     opset = graph.opset_imports[""]
     bodies = linear_functions(opset=opset) if any(node.op_type == LINEAR for node in graph) else []
-    if is_dense:
+    if _is_fused(spec):
         core.add_extension(ConversionExtension(OP, DOMAIN, dense_attention()))
     else:
-        bodies += functions(grow=True, opset=opset)
+        bodies += (latent_functions if spec.is_latent else functions)(grow=True, opset=opset)
     for function in bodies:
         model.functions[function.identifier()] = function
     InlinePass()(model)

@@ -55,8 +55,7 @@ def build_native(job: BuildJob) -> dict[str, Any]:
     spec = job.config.attention_spec(0)
     return {
         "form": "session",
-        "dtype": "float16",
-        **cache_layers(job.config),
+        **cache_layers(job.config, "float16"),
         "multiple_of": spec.block_size,
         "pooled_stride": 0 if spec.is_dense else spec.kernel_stride,
     }

@@ -19,6 +19,7 @@ from cpm_edge.exporter.weight_file import WeightFile
 from cpm_edge.plugins import DOMAIN, VERSION
 from cpm_edge.plugins.linear_attention.spec import OP as LINEAR
 from cpm_edge.plugins.sparse_attention.body import functions
+from cpm_edge.plugins.sparse_attention.latent_body import latent_functions
 from cpm_edge.plugins.sparse_attention.spec import OP as SPARSE
 from cpm_edge.quant import WeightFormat
 from cpm_edge.runtimes.errors import missing_dependency
@@ -54,18 +55,19 @@ def build(job: BuildJob) -> Built:
     genai = genai_config(job)
     graph = job.model.graph
     total, _ = past_from_attention_mask(graph)
-    is_dense = lower_dense_attention(graph, total) > 0
+    spec = job.config.attention_spec(0)
+    is_grouped = lower_dense_attention(graph, total) > 0
     is_hybrid = lower_linear_attention(graph) > 0
     _default_logits_from(graph)
     with WeightFile(job.folder / DATA) as file:
         NBitsWeights(graph, job.weights, file, ACCURACY_LEVEL[activations], job.progress).run()
-    if not is_dense:
-        for function in functions(opset=graph.opset_imports[""]):
+    if not is_grouped:
+        bodies = latent_functions if spec.is_latent else functions
+        for function in bodies(opset=graph.opset_imports[""]):
             job.model.functions[function.identifier()] = function
     ir.save(job.model, job.folder / MODEL)
-    if is_dense and not is_hybrid:  # onnxruntime-genai's "llama" has no states
+    if is_grouped and not is_hybrid:  # onnxruntime-genai's "llama" has no states
         (job.folder / "genai_config.json").write_text(json.dumps(genai, indent=2) + "\n")
-    spec = job.config.attention_spec(0)
     return Built(
         engine={
             "name": "onnxruntime",
@@ -74,17 +76,16 @@ def build(job: BuildJob) -> Built:
         },
         cache={
             "form": "buffer",
-            "dtype": "float32",
-            **cache_layers(job.config),
-            "multiple_of": 1 if is_dense else spec.block_size,
+            **cache_layers(job.config, "float32"),
+            "multiple_of": 1 if spec.is_dense else spec.block_size,
         },
         activations=activations,
-        ops=_ops(is_dense, is_hybrid),
+        ops=_ops(is_grouped, is_hybrid),
     )
 
 
-def _ops(is_dense: bool, is_hybrid: bool) -> list[dict[str, Any]]:
-    how = {} if is_dense else {SPARSE: "function body in the model"}
+def _ops(is_grouped: bool, is_hybrid: bool) -> list[dict[str, Any]]:
+    how = {} if is_grouped else {SPARSE: "function body in the model"}
     if is_hybrid:
         how[LINEAR] = "com.microsoft.LinearAttention"
     return [{"name": f"{DOMAIN}.{name}", "version": VERSION, "how": text} for name, text in how.items()]

@@ -26,16 +26,16 @@ class Trace:
 def sparse_attention(
     query: np.ndarray,
     key: np.ndarray,
-    value: np.ndarray,
+    value: np.ndarray | None,
     key_cache: np.ndarray,
-    value_cache: np.ndarray,
+    value_cache: np.ndarray | None,
     past_length: np.ndarray,
     pooled_cache: np.ndarray | None = None,
     *,
     spec: SparseAttentionSpec,
     trace: Trace | None = None,
 ) -> tuple[np.ndarray, ...]:
-    """Run the op; shapes as in ``spec``. Returns (output, present_key, present_value[, present_pooled]).
+    """Run the op; shapes as in ``spec``. Returns (output, present_key[, present_value][, present_pooled]).
 
     Raises:
         ValueError: if the new rows do not fit the cache.
@@ -44,11 +44,14 @@ def sparse_attention(
     capacity, size = key_cache.shape[2:]
     if int(past_length.max()) + rows > capacity:
         raise ValueError(f"cache: {int(past_length.max()) + rows} rows do not fit a capacity of {capacity}")
-    present_key, present_value = key_cache.copy(), value_cache.copy()
-    output = np.empty((batch, rows, spec.num_heads, size), np.float32)
+    width = spec.v_head_size or size
+    presents = [cache.copy() for cache in (key_cache, value_cache) if cache is not None]
+    news = [new for new in (key, value) if new is not None]
+    present_key, present_value = presents[0], presents[-1]
+    output = np.empty((batch, rows, spec.num_heads, width), np.float32)
     for b in range(batch):
         past = int(past_length[b])
-        for cache, new in ((present_key, key), (present_value, value)):
+        for cache, new in zip(presents, news, strict=True):
             cache[b, :, past : past + rows] = new[b].reshape(rows, spec.kv_num_heads, size).swapaxes(0, 1)
         for t in range(rows):
             heads = query[b, t].reshape(spec.kv_num_heads, spec.group, size).astype(np.float32)
@@ -57,9 +60,9 @@ def sparse_attention(
                 tokens = _visible_tokens(heads[h], keys, past + t, spec, trace, (b, h))
                 first = h * spec.group
                 output[b, t, first : first + spec.group] = _attend(
-                    heads[h], keys[tokens], values[tokens], spec.scale
+                    heads[h], keys[tokens], values[tokens, :width], spec.scale
                 )
-    results = (output.reshape(batch, rows, -1), present_key, present_value)
+    results = (output.reshape(batch, rows, -1), *presents)
     if pooled_cache is None:
         return results
     return (*results, _update_pooled(pooled_cache, present_key, past_length + rows, spec))

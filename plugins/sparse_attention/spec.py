@@ -17,6 +17,11 @@ Outputs
     present_key     key_cache with the new rows at [past_length, past_length + T); present_value likewise
     present_pooled  only with pooled_cache
 
+Latent form (``v_head_size`` Dv above 0; multi-head latent attention, DeepSeek-V2 section 2.1, absorbed): the
+value of a row is the first Dv columns of its key. The inputs value and value_cache and the output
+present_value are left out, and the output is (B, T, num_heads * Dv). One cache then holds keys and values of
+all heads. Only with kv_num_heads 1 and topk 0.
+
 Selection for the query at absolute position ``pos`` (all group heads of one kv head share it)
     k1[j]   mean of keys [stride * j, stride * j + kernel); visible when the window is complete at pos
     s1      query . k1 * scale
@@ -55,10 +60,16 @@ class SparseAttentionSpec:
     topk: int = 64
     dense_len: int = 8192
     coarse_lse: int = 1
+    v_head_size: int = 0
 
     def __post_init__(self) -> None:
         if self.num_heads % self.kv_num_heads:
             raise ValueError(f"num_heads: expected a multiple of {self.kv_num_heads}, got {self.num_heads}")
+        if self.v_head_size and (self.topk or self.kv_num_heads != 1):
+            raise ValueError(
+                f"v_head_size: expected 0 unless kv_num_heads is 1 and topk 0, got {self.v_head_size} with "
+                f"{self.kv_num_heads} and {self.topk}"
+            )
         if not self.topk:
             return
         for name, value, expected in (
@@ -79,9 +90,19 @@ class SparseAttentionSpec:
         """Ordinary causal attention: ``topk = 0``, the sparse attributes without effect."""
         return cls(num_heads=num_heads, kv_num_heads=kv_num_heads, scale=scale, topk=0)
 
+    @classmethod
+    def latent(cls, num_heads: int, scale: float, v_head_size: int) -> SparseAttentionSpec:
+        """Dense attention of all heads over one row a token, whose first columns are the value."""
+        return cls(num_heads=num_heads, kv_num_heads=1, scale=scale, topk=0, v_head_size=v_head_size)
+
     @property
     def is_dense(self) -> bool:
         return self.topk == 0
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether values are columns of the keys."""
+        return self.v_head_size > 0
 
     @property
     def group(self) -> int:
@@ -99,5 +120,5 @@ class SparseAttentionSpec:
         return self.topk + self.window_size // self.block_size
 
     def attributes(self) -> dict[str, int | float]:
-        """The ONNX attributes, by name."""
-        return asdict(self)
+        """The ONNX attributes, by name; ``v_head_size`` only where it is one."""
+        return {name: value for name, value in asdict(self).items() if value or name != "v_head_size"}

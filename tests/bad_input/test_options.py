@@ -51,6 +51,17 @@ def test_an_int8_cache_for_sparse_attention(bench: Bench) -> None:
     refusal.says("--kv-cache", "sparse attention", "got int8", hint="--attention dense")
 
 
+def test_a_latent_cache_takes_no_other_format(bench: Bench) -> None:
+    config = VARIANTS["minicpm3"]
+    latent = write_checkpoint(bench.root / "latent", config, make_tensors(config))
+    refusal = bench.export_fails("--kv-cache", "fp16", model=latent, target="aipc")
+    refusal.says("--kv-cache", "expected fp32 for latent attention", "got fp16", hint="leave --kv-cache out")
+    refusal = bench.export_fails("--attention", "sparse", model=latent)
+    refusal.says("--attention sparse", "InfLLM-V2", "got minicpm3", hint="leave --attention out")
+    refusal = bench.export_fails("--flavour", "native", model=latent, target="aipc")
+    refusal.says("--flavour native", "latent attention", hint="--flavour stock")
+
+
 def test_json_keeps_errors_on_stderr(bench: Bench) -> None:
     # export_fails checks that stdout is empty.
     bench.export_fails("--json", "--max-context", "1025").says("--max-context", hint="rope_scaling")

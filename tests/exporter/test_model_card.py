@@ -37,6 +37,29 @@ def test_the_card_tells_which_layers_are_linear(bundles: Bundles) -> None:
     assert "| attention | dense in 1 of 3 layers, linear with a state of fixed size in the others |" in card
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_card_tells_what_latent_rows_save(bundles: Bundles, target: str) -> None:
+    bundle = bundles.open("minicpm3", target, weight_format="int4")
+    card = (bundle.path / "README.md").read_text(encoding="utf-8")
+    for fact in (
+        "| attention | latent: 4 heads share a cached row of 56 values |",
+        "| cache | 0.4 kB a token (float32); keys and values of every head would take 1.3 kB |",
+        "| kv_b_proj | int8 row sym |",
+    ):
+        assert fact in card, fact
+    cache = bundle.manifest.cache
+    assert (cache["ports"], cache["kv_heads"], cache["head_dim"]) == (["key"], 1, 56)
+    assert cache["token_bytes"] == 2 * 56 * 4
+    assert cache["expanded_token_bytes"] == 2 * 4 * (18 + 24) * 4
+
+
+def test_a_cache_of_keys_and_values(bundles: Bundles) -> None:
+    bundle = bundles.open("sparse", "aipc")
+    card = (bundle.path / "README.md").read_text(encoding="utf-8")
+    assert "| cache | 0.5 kB a token (float32) |" in card and "kv_b_proj" not in card
+    assert bundle.manifest.cache["token_bytes"] == 2 * 2 * 2 * 16 * 4
+
+
 def test_the_card_is_a_checked_file_of_the_bundle(bundles: Bundles) -> None:
     result = bundles.result("sparse", "ort")
     assert "README.md" in open_bundle(result.folder, check=True).manifest.files

@@ -108,7 +108,7 @@ def test_llama_as_transformers_computes_it(bundles: Bundles, target: str) -> Non
 @pytest.mark.parametrize(
     ("variant", "format_"),
     [
-        *((v, f) for v in ("llama", "tied-mha") for f in FORMATS),
+        *((v, f) for v in ("llama", "tied-mha", "minicpm3") for f in FORMATS),
         ("sparse", "int4 sym"),
         ("sparse", "int8"),
         ("sala", "int4 sym"),
@@ -204,7 +204,7 @@ def test_int8_activations_cost_little(bundles: Bundles, target: str, record_prop
 
 
 @for_targets
-@pytest.mark.parametrize("variant", ["llama", "sparse", "sala"])
+@pytest.mark.parametrize("variant", ["llama", "sparse", "sala", "minicpm3"])
 class TestSessions:
     def test_a_rewound_session_goes_on_as_if_nothing_had_been(
         self, bundles: Bundles, variant: str, target: str

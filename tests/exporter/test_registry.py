@@ -32,7 +32,7 @@ def test_the_first_known_name_counts() -> None:
     assert find_architecture({"architectures": "MiniCPMForCausalLM"}).name == "minicpm"
 
 
-@pytest.mark.parametrize("names", [None, [], ["MiniCPM3ForCausalLM"]])
+@pytest.mark.parametrize("names", [None, [], ["MiniCPM9ForCausalLM"]])
 def test_an_unknown_architecture_is_named(names: Any) -> None:
     got = names[0] if names else "nothing"
     with pytest.raises(

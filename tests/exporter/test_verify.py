@@ -50,7 +50,7 @@ def test_relative_error() -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("variant", ["llama", "sparse", "sala"])
+@pytest.mark.parametrize("variant", ["llama", "sparse", "sala", "minicpm3"])
 def test_a_good_bundle_passes(bundles: Bundles, variant: str, target: str) -> None:
     options = {"weight_format": "int4"}
     bundle = bundles.open(variant, target, **options)

@@ -13,6 +13,7 @@ def test_int4_keeps_embedding_and_head_in_int8_rows() -> None:
     assert policy == Policy(linear=Scheme(INT4, 32), embedding=ROW, head=ROW)
     assert policy.scheme_for(TensorClass.LINEAR, 1024) == (Scheme(INT4, 32), None)
     assert policy.scheme_for(TensorClass.EMBEDDING, 577) == (ROW, None)
+    assert policy.scheme_for(TensorClass.ABSORBED, 256) == (ROW, None)
     assert policy.scheme_for(TensorClass.NORM, 1024) == (Scheme(WeightFormat.FP32), None)
     assert policy.scheme_for(TensorClass.OTHER, 1024) == (Scheme(WeightFormat.FP32), None)
 
@@ -22,6 +23,7 @@ def test_other_formats_hold_for_every_matrix(weight_format: WeightFormat) -> Non
     scheme = Scheme(weight_format)
     policy = Policy.for_format(weight_format)
     assert policy == Policy(linear=scheme, embedding=scheme, head=scheme)
+    assert policy.scheme_for(TensorClass.ABSORBED, 64) == (scheme, None)
     assert policy.scheme_for(TensorClass.NORM, 64)[0].format is WeightFormat.FP32
     other = policy.scheme_for(TensorClass.OTHER, 64)[0].format
     assert other is (WeightFormat.FP32 if weight_format is INT8 else weight_format)

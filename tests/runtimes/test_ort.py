@@ -14,14 +14,16 @@ from tests.support.bundles import Bundles
 from tests.support.checkpoints import prompt
 
 
-@pytest.mark.parametrize("variant", ["llama", "sparse"])
+@pytest.mark.parametrize("variant", ["llama", "sparse", "minicpm3"])
 def test_buffers_grow_by_doubling_and_keep_their_rows(
     bundles: Bundles, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ort, "FIRST_CAPACITY", 20)
-    row = {"llama": 3 * 2 * 2 * 32 * 4, "sparse": 2 * 2 * 2 * 16 * 4}[variant]
+    # Latent layers have one row a token for all heads.
+    row = {"llama": 3 * 2 * 2 * 32 * 4, "sparse": 2 * 2 * 2 * 16 * 4, "minicpm3": 2 * 56 * 4}[variant]
     # Buffers of sparse layers are whole blocks of 16.
-    expected = {"llama": [20, 20, 40, 80, 333], "sparse": [32, 32, 32, 64, 336]}[variant]
+    usual = [20, 20, 40, 80, 333]
+    expected = {"llama": usual, "sparse": [32, 32, 32, 64, 336], "minicpm3": usual}[variant]
     with bundles.engine(variant, "ort").session() as session:
         capacities, logits, start = [session.cache_bytes() / row], [], 0
         for stop in (20, 21, 60, 333):

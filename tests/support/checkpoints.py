@@ -1,4 +1,4 @@
-"""Seeded checkpoints of a few thousand weights, one for each variant of the two architectures.
+"""Seeded checkpoints of a few thousand weights, one for each variant of the architectures.
 
 Every scale differs from 1, and the weights are sized so that nothing is degenerate: logits have a standard
 deviation of about 3, attention scores of about 1.7, and every residual branch weighs as much as its stream.
@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from tests.runtimes.fakes import CHATML, byte_level_tokenizer
 from tests.support.mlps import experts_config, fatrelu_config, mlp_tensors
-from tests.support.packed import PACKINGS, Int4, pack, quantized
+from tests.support.packed import LATENT_PACKINGS, PACKINGS, Int4, pack, quantized
 from tests.support.sala import LIGHTNING, mixer_config, mixer_tensors
 from tests.support.sala import SPARSE as SPARSE_MIXER
 
@@ -61,6 +61,18 @@ _SPARSE: Config = {
     "dense_len": 64,
 }
 _HALF = 8  # of the head size 16: LongRoPE factors a list
+# No two of its sizes are equal, and the value heads are not hidden_size / heads.
+_MINICPM3: Config = {
+    **_MINICPM,
+    "architectures": ["MiniCPM3ForCausalLM"],
+    "model_type": "minicpm3",
+    "num_key_value_heads": 4,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 48,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 24,
+}
 
 VARIANTS: dict[str, Config] = {
     # head_dim is not hidden_size / heads; three layers of one kind.
@@ -92,6 +104,17 @@ VARIANTS: dict[str, Config] = {
     },
     "sparse": {**_MINICPM, "sparse_config": {**_SPARSE, "coarse_lse": 1}},
     "sparse-exact": {**_MINICPM, "sparse_config": {**_SPARSE, "coarse_lse": 0}},
+    "minicpm3": {
+        **_MINICPM3,
+        "tie_word_embeddings": True,
+        "rope_scaling": {
+            "type": "longrope",
+            "short_factor": [1.0, 1.1, 1.3, 1.6],
+            "long_factor": [1.2, 2.0, 3.1, 4.5],
+            "original_max_position_embeddings": 256,
+        },
+    },
+    "minicpm3-untied": _MINICPM3,
     # Three query heads share a kv head, and the heads are wider than hidden_size / heads.
     "sparse-group3": {
         **_MINICPM,
@@ -129,19 +152,29 @@ TERNARY: dict[str, tuple[int, ...]] = {
     "ternary-mixed": (0, 256, 128, 64, 32),
 }
 _WIDE: Config = {**_MINICPM, "hidden_size": 256, "intermediate_size": 512, "dim_model_base": 96}
+# Whole groups and words of eight in every matrix.
+_LATENT_WIDE: Config = {**_MINICPM3, "kv_lora_rank": 96, "qk_nope_head_dim": 16}
+
+
+_PACKED = PACKINGS | LATENT_PACKINGS
+
+
+def _packed_config(variant: str) -> Config:
+    """Without ``quantization_config``."""
+    return _LATENT_WIDE if variant in LATENT_PACKINGS else _WIDE
 
 
 def config_of(variant: str) -> Config:
-    if variant in PACKINGS:
-        return _WIDE | {"quantization_config": PACKINGS[variant].config()}
+    if variant in _PACKED:
+        return _packed_config(variant) | {"quantization_config": _PACKED[variant].config()}
     return _WIDE if variant in (*TERNARY, TERNARY_WIDE) else (VARIANTS | EXPERTS)[variant]
 
 
 def tensors_of(variant: str) -> Tensors:
     """The weights of a variant; equal from call to call."""
-    if variant in PACKINGS:
+    if variant in _PACKED:
         matrices = {name: matrix.weight() for name, matrix in packed_of(variant).items()}
-        return make_tensors(_WIDE) | matrices
+        return make_tensors(_packed_config(variant)) | matrices
     tensors = make_tensors(config_of(variant))
     groups = cycle(TERNARY.get(variant, (128,)))
     if config_of(variant) is _WIDE:
@@ -151,25 +184,26 @@ def tensors_of(variant: str) -> Tensors:
 
 
 def packed_of(variant: str) -> dict[str, Int4]:
-    """The quantized matrices of a variant of PACKINGS, by the names of their weights."""
-    packing, tensors, matrices = PACKINGS[variant], make_tensors(_WIDE), {}
+    """The quantized matrices of a packed variant, by the names of their weights."""
+    packing, tensors, matrices = _PACKED[variant], make_tensors(_packed_config(variant)), {}
     for name in linear_names(tensors):
         if name.split(".")[-2] not in packing.floats:
             # What reads the same activations has the same column order, as calibration gives it.
             inputs = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "o_proj": 1, "down_proj": 3}
+            inputs |= {"q_a_proj": 0, "kv_a_proj_with_mqa": 0, "q_b_proj": 4, "kv_b_proj": 5}
             matrices[name] = quantized(tensors[name], packing, inputs.get(name.split(".")[-2], 2))
     return matrices
 
 
 def stored_of(variant: str) -> dict[str, npt.NDArray[Any]]:
     """What the weight file of a variant holds."""
-    if variant not in PACKINGS:
+    if variant not in _PACKED:
         return dict(tensors_of(variant))
     matrices = packed_of(variant)
     stored: dict[str, npt.NDArray[Any]] = {}
-    for name, tensor in make_tensors(_WIDE).items():
+    for name, tensor in make_tensors(_packed_config(variant)).items():
         if name in matrices:
-            stored |= pack(name.removesuffix(".weight"), matrices[name], PACKINGS[variant])
+            stored |= pack(name.removesuffix(".weight"), matrices[name], _PACKED[variant])
         else:
             stored[name] = tensor
     return stored
@@ -199,7 +233,6 @@ def make_tensors(config: Config, seed: int = 0) -> Tensors:
     """Random weights for a config, float32, by checkpoint name."""
     rng = np.random.default_rng(seed)
     hidden = config["hidden_size"]
-    heads, kv_heads, size = config["num_attention_heads"], config["num_key_value_heads"], head_size(config)
     tied = config["tie_word_embeddings"]
     divisor = hidden / config["dim_model_base"] if "dim_model_base" in config else 1.0
 
@@ -211,15 +244,14 @@ def make_tensors(config: Config, seed: int = 0) -> Tensors:
 
     head_gain = LOGIT_STD * divisor
     embedding_gain = head_gain if tied else 0.8 * hidden**0.5
+    attention = _latent_attention if "kv_lora_rank" in config else _attention
     result = {"model.embed_tokens.weight": matrix(config["vocab_size"], hidden, embedding_gain)}
     for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}."
+        result[prefix + "input_layernorm.weight"] = norm()
+        own = {f"{prefix}self_attn.{name}.weight": shape for name, shape in attention(config).items()}
+        result |= {name: matrix(*shape) if len(shape) > 1 else norm(*shape) for name, shape in own.items()}
         result |= {
-            prefix + "input_layernorm.weight": norm(),
-            prefix + "self_attn.q_proj.weight": matrix(heads * size, hidden, 1.3),
-            prefix + "self_attn.k_proj.weight": matrix(kv_heads * size, hidden, 1.3),
-            prefix + "self_attn.v_proj.weight": matrix(kv_heads * size, hidden, 1.5),
-            prefix + "self_attn.o_proj.weight": matrix(hidden, heads * size, 3.0),
             prefix + "post_attention_layernorm.weight": norm(),
         }
         result |= {f"{prefix}mlp.{name}": tensor for name, tensor in mlp_tensors(config, matrix).items()}
@@ -230,6 +262,34 @@ def make_tensors(config: Config, seed: int = 0) -> Tensors:
     if not tied:
         result["lm_head.weight"] = matrix(config["vocab_size"], hidden, head_gain)
     return result
+
+
+def _attention(config: Config) -> dict[str, tuple[Any, ...]]:
+    """Rows, columns and gain of the matrices."""
+    hidden, size = config["hidden_size"], head_size(config)
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    return {
+        "q_proj": (heads * size, hidden, 1.3),
+        "k_proj": (kv_heads * size, hidden, 1.3),
+        "v_proj": (kv_heads * size, hidden, 1.5),
+        "o_proj": (hidden, heads * size, 3.0),
+    }
+
+
+def _latent_attention(config: Config) -> dict[str, tuple[Any, ...]]:
+    """As ``_attention``; the weights of normalizations have only rows."""
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    queries, latent = config["q_lora_rank"], config["kv_lora_rank"]
+    plain, turning, value = (config[f"{name}_head_dim"] for name in ("qk_nope", "qk_rope", "v"))
+    return {
+        "q_a_proj": (queries, hidden, 1.0),
+        "q_a_layernorm": (queries,),
+        "q_b_proj": (heads * (plain + turning), queries, 1.3),
+        "kv_a_proj_with_mqa": (latent + turning, hidden, 1.3),
+        "kv_a_layernorm": (latent,),
+        "kv_b_proj": (heads * (plain + value), latent, 1.5),
+        "o_proj": (hidden, heads * value, 3.0),
+    }
 
 
 def write_checkpoint(folder: Path, config: Config, tensors: Mapping[str, npt.NDArray[Any]]) -> Path:

@@ -1,13 +1,13 @@
-"""Llama and MiniCPM in numpy, written from their equations and independent of the exporter.
+"""The models in numpy, written from their equations and independent of the exporter.
 
     h0 = E[ids] * scale_emb
     h  = h + Attn(RMS(h)) * r        r = scale_depth / sqrt(layers)
     h  = h + MLP(RMS(h)) * r
     logits = W_lm (RMS(h) / (hidden_size / dim_model_base))
 
-Llama has none of the scales. RoPE pairs the halves of a head; LongRoPE divides the frequencies by a list and
-multiplies cos and sin by sqrt(1 + ln s / ln original), s = max_position / original. All in float64, but the
-attention, whose reference is float32.
+Llama has none of the scales; the attention of MiniCPM3 is in numpy_latent. RoPE pairs the halves of a head;
+LongRoPE divides the frequencies by a list and multiplies cos and sin by sqrt(1 + ln s / ln original),
+s = max_position / original. All in float64, but the attention, whose reference is float32.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy.typing as npt
 from cpm_edge.plugins.sparse_attention.reference import Trace, sparse_attention
 from cpm_edge.plugins.sparse_attention.spec import SparseAttentionSpec
 from tests.support import mlps, sala
+from tests.support.numpy_latent import latent_attention
 
 Float64s = npt.NDArray[np.float64]
 
@@ -95,7 +96,11 @@ def run(
         own = {n.removeprefix(prefix): w for n, w in weight.items() if n.startswith(prefix)}
         trace = Trace()
         normed = _rms(hidden, own["input_layernorm.weight"], eps)
-        hidden = hidden + branch * _attention(config, own, normed, cos, sin, trace)
+        if "kv_lora_rank" in config:
+            attended = latent_attention(config, own, normed, cos, sin)
+        else:
+            attended = _attention(config, own, normed, cos, sin, trace)
+        hidden = hidden + branch * attended
         normed = _rms(hidden, own["post_attention_layernorm.weight"], eps)
         hidden = hidden + branch * mlps.mlp(config, own, normed)
         result.traces.append(trace)
@@ -151,9 +156,10 @@ def _attention(
 
 
 def _rotation(config: dict[str, Any], count: int) -> tuple[Float64s, Float64s]:
-    """cos and sin (T, 1, head_dim / 2) for a bundle that holds the longest context."""
+    """cos and sin (T, 1, size / 2) of the rotated part of a head, for the longest context."""
     size = (
         config.get("lightning_head_dim")
+        or config.get("qk_rope_head_dim")
         or config.get("head_dim")
         or config["hidden_size"] // config["num_attention_heads"]
     )

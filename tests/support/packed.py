@@ -187,3 +187,8 @@ PACKINGS: dict[str, Packing] = {
     "marlin-row": Packing("marlin", -1),
     "awq-marlin": Packing("awq_marlin", 64),
 }
+# Of MiniCPM3; the first is how its GPTQ release is quantized, in smaller groups.
+LATENT_PACKINGS: dict[str, Packing] = {
+    "minicpm3-gptq": Packing("gptq", 32, act_order=True),
+    "minicpm3-awq": Packing("awq", 32, symmetric=False),
+}

@@ -25,9 +25,21 @@ def test_attributes_are_the_fields_by_name() -> None:
     assert SparseAttentionSpec(**spec.attributes()) == spec  # type: ignore[arg-type]
 
 
+def test_the_latent_form_has_one_attribute_more() -> None:
+    spec = SparseAttentionSpec.latent(40, 96**-0.5, 256)
+    assert spec.is_latent and spec.is_dense and (spec.kv_num_heads, spec.group) == (1, 40)
+    assert spec.attributes()["v_head_size"] == 256
+    assert not SparseAttentionSpec.dense(4, 2, 0.25).is_latent
+    assert "v_head_size" not in SparseAttentionSpec.dense(4, 2, 0.25).attributes()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            {"v_head_size": 8},
+            "v_head_size: expected 0 unless kv_num_heads is 1 and topk 0, got 8 with 2",
+        ),
         ({"kv_num_heads": 3}, "num_heads: expected a multiple of 3, got 4"),
         ({"kernel_size": 12}, "kernel_size: expected 8 for stride 4, got 12"),
         ({"block_size": 32}, "block_size: expected 16 for stride 4, got 32"),
