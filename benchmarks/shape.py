@@ -42,6 +42,8 @@ class Shape:
         config = dict(self.config)
         if layers is not None:
             config["num_hidden_layers"] = layers
+            if "mixer_types" in config:
+                config["mixer_types"] = config["mixer_types"][:layers]
         config["max_position_embeddings"] = max(config["max_position_embeddings"], context)
         return replace(self, config=config)
 

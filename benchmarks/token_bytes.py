@@ -1,8 +1,8 @@
 """What one decode step has to read from memory: the roof that bandwidth sets to tokens a second.
 
 Counted once a token: the linear layers and the head as the bundle stores them (codes, scales, zero points),
-one row of the embedding, and the part of the KV cache that the attention reads. Norm weights, activations and
-logits are left out: a thousandth of that.
+one row of the embedding, the part of the KV cache that the attention reads, and the states of recurrent
+layers, read and written. Norm weights, activations and logits are left out: a thousandth of that.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-from cpm_edge.exporter.configs import LlamaConfig
 from cpm_edge.plugins.sparse_attention.spec import SparseAttentionSpec
 from cpm_edge.runtimes.bundle import Bundle
+from cpm_edge.runtimes.cache_layout import RecurrentLayout, kv_layers
 from cpm_edge.runtimes.openvino_native import MODEL
 
 PANELS = ".panels"
@@ -46,7 +46,7 @@ class WeightBytes:
 
 @dataclass(frozen=True)
 class TokenBytes:
-    """Bytes that one token reads."""
+    """Bytes that one token moves; ``cache`` holds the states too."""
 
     linear: int
     head: int
@@ -93,19 +93,14 @@ def token_bytes(bundle: Bundle, positions: Sequence[int]) -> TokenBytes:
     spec = attention_spec(bundle)
     head_size, item = manifest.cache["head_dim"], _ITEM[manifest.cache["dtype"]]
     each = [cache_bytes(spec, head_size, position, item) for position in positions]
+    recurrent = RecurrentLayout.of(manifest.cache)
+    states = 2 * recurrent.nbytes if recurrent else 0
+    cache = len(kv_layers(manifest.cache)) * sum(each) / len(each) + states
     row = manifest.hidden_size * {"int8": 1, "fp32": 4}.get(manifest.weights["embedding"].split()[0], 2)
-    return TokenBytes(weights.linear, weights.head, row, manifest.cache["layers"] * sum(each) / len(each))
+    return TokenBytes(weights.linear, weights.head, row, cache)
 
 
 def attention_spec(bundle: Bundle) -> SparseAttentionSpec:
     """The attention op's attributes, from the manifest."""
     fields = SparseAttentionSpec.__dataclass_fields__
     return SparseAttentionSpec(**{k: v for k, v in bundle.manifest.attention.items() if k in fields})
-
-
-def linear_elements(config: LlamaConfig) -> int:
-    """Weights of a decoder's linear layers: q, k, v, o, gate, up and down of every layer."""
-    wide = config.num_attention_heads * config.head_dim
-    narrow = config.num_key_value_heads * config.head_dim
-    attention = config.hidden_size * 2 * (wide + narrow)
-    return config.num_hidden_layers * (attention + 3 * config.hidden_size * config.intermediate_size)

@@ -162,6 +162,10 @@ class Session(abc.ABC):
     def cache_bytes(self) -> int:
         """Bytes that this session's caches, states and snapshots occupy now."""
 
+    def state_bytes(self) -> int:
+        """How many of ``cache_bytes`` are the states of recurrent layers."""
+        return self._snapshots.state_bytes if self._snapshots else 0
+
     def snapshot_bytes(self) -> int:
         """How many of ``cache_bytes`` are snapshots of states; forks share them."""
         return self._snapshots.nbytes if self._snapshots else 0

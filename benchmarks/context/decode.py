@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +48,10 @@ class FilledDecoder:
         session.rewind(new_tokens)
         return new_tokens / seconds
 
+    def session(self, context: int) -> OpenVinoNativeSession:
+        """The one that ``rate`` measured, back at ``context`` tokens."""
+        return self._sessions[context]
+
     def close(self) -> None:
         for session in self._sessions.values():
             session.close()
@@ -61,6 +65,7 @@ def fill(session: OpenVinoNativeSession, context: int, synthetic: Synthetic) -> 
         session.fill(
             [FIRST_TOKEN] * (stop - first),
             lambda layer, first=first, stop=stop: synthetic.rows(layer, first, stop),  # type: ignore[misc]
+            synthetic.state,
         )
 
 
@@ -70,7 +75,8 @@ class DecodeResult:
 
     Attributes:
         rates: tokens a second of "sparse", "dense" and llama.cpp's rows.
-        attention: seconds of all layers' attention for one token, "sparse" and "dense".
+        attention: seconds of all layers' attention for one token, "sparse" and "dense"; "recurrent" for the
+            layers with a state, where there are any.
     """
 
     contexts: Sequence[int]
@@ -159,12 +165,14 @@ def measure_decode(
     repeat: int,
     threads: int,
     progress: Progress,
+    recurrent: Callable[[], float] | None = None,
 ) -> DecodeResult:
     """Every row at every context in turn, ``repeat`` times over.
 
     Args:
         decoders: "sparse", and "dense" where it is wanted.
         llama: measured up to ``peer_context``, since it has to prefill that far each time.
+        recurrent: seconds of all recurrent layers for one token.
     """
     result = DecodeResult(contexts)
     for number in range(1, repeat + 1):
@@ -178,6 +186,8 @@ def measure_decode(
                 with progress.stage(f"{number} of {repeat}: attention at {context}, {row}"):
                     seconds = probe.decode(context, dense=row == "dense")
                 result.add(result.attention, row, context, seconds)
+            if recurrent is not None:
+                result.add(result.attention, "recurrent", context, recurrent())
             for peer in llama if context <= peer_context else ():
                 with progress.stage(f"{number} of {repeat}: decode at {context}, {peer.label}"):
                     result.add(result.rates, peer.label, context, peer.decode(context, new_tokens))

@@ -14,6 +14,7 @@ from cpm_edge.benchmarks.memory import resident_bytes, resident_of_file, return_
 from cpm_edge.benchmarks.peers.peer import FIRST_TOKEN
 from cpm_edge.runtimes import open_engine
 from cpm_edge.runtimes.bundle import open_bundle
+from cpm_edge.runtimes.cache_layout import RecurrentLayout
 from cpm_edge.runtimes.openvino_native import PREFILL_CHUNK, OpenVinoNativeSession
 from cpm_edge.runtimes.stats import peak_rss
 
@@ -32,9 +33,10 @@ def footprint(path: Path, context: int, threads: int) -> dict[str, int]:
 
     Returns:
         resident: the sum of weights (mapped from the bundle), keys_and_values and pooled_keys (the cache),
-        scratch (what the first steps added) and rest (Python, libraries, compiled graphs). Beside it: peak
-        (VmHWM), and given_back: smaller caches, freed as the cache grew, that the C library keeps for later
-        and gave back when it was asked to. All 0 where the system does not tell.
+        states (of recurrent layers, with snapshots), scratch (what the first steps added) and rest (Python,
+        libraries, compiled graphs). Beside it: peak (VmHWM), and given_back: smaller caches, freed as the
+        cache grew, that the C library keeps for later and gave back when it was asked to. All 0 where the
+        system does not tell.
     """
     bundle = open_bundle(path)
     cache = bundle.manifest.cache
@@ -44,7 +46,9 @@ def footprint(path: Path, context: int, threads: int) -> dict[str, int]:
     with engine.session() as session:
         assert isinstance(session, OpenVinoNativeSession)
         # Rows repeat after a while: the draw itself must not show in the peak.
-        synthetic = Synthetic(cache["kv_heads"], PREFILL_CHUNK, cache["head_dim"])
+        synthetic = Synthetic(
+            cache["kv_heads"], PREFILL_CHUNK, cache["head_dim"], recurrent=RecurrentLayout.of(cache)
+        )
         fill(session, context - chunk - steps, synthetic)
         grown = sum(resident_bytes().values())
         return_freed_memory()
@@ -56,15 +60,17 @@ def footprint(path: Path, context: int, threads: int) -> dict[str, int]:
         # Pages of the cache that no row has reached yet are not in memory.
         reached = session.position / session.capacity
         pooled = int(session.pooled_bytes() * reached)
-        rows = int(session.cache_bytes() * reached) - pooled
+        states = session.state_bytes() + session.snapshot_bytes()
+        rows = int((session.cache_bytes() - states) * reached) - pooled
     appended = (rows + pooled) * (chunk + steps) // context
     scratch = max(0, resident - weights - before - appended)
     return {
         "weights": weights,
         "keys_and_values": rows,
         "pooled_keys": pooled,
+        "states": states,
         "scratch": scratch,
-        "rest": resident - weights - rows - pooled - scratch,
+        "rest": resident - weights - rows - pooled - states - scratch,
         "resident": resident,
         "given_back": max(0, grown - before),
         "peak": peak_rss() or 0,
@@ -77,6 +83,7 @@ def footprint_table(found: dict[str, int], context: int) -> Table:
         "weights": "weights, mapped from the bundle",
         "keys_and_values": "keys and values, float16",
         "pooled_keys": "pooled keys, float32",
+        "states": "states of recurrent layers and their snapshots, float32",
         "scratch": "scratch of prefill and decode steps",
         "rest": "Python, libraries, compiled graphs",
         "resident": "resident, sum of the above",
@@ -84,5 +91,7 @@ def footprint_table(found: dict[str, int], context: int) -> Table:
         "peak": "peak (VmHWM)",
     }
     for key, name in names.items():
+        if key == "states" and not found[key]:
+            continue
         table.add_row(name, f"{found[key] / 1e6:.0f}")
     return table

@@ -18,6 +18,13 @@ from cpm_edge.benchmarks.context.prefill import (
     peer_width,
     spans_to,
 )
+from cpm_edge.benchmarks.context.recurrent import (
+    RecurrentProbe,
+    kept_bytes,
+    kept_table,
+    parts_table,
+    recurrent_note,
+)
 from cpm_edge.benchmarks.context.synthetic import Synthetic
 from cpm_edge.benchmarks.peers.lineup import STOCK, llama_file
 from cpm_edge.benchmarks.peers.llama_cpp import LlamaCppPeer
@@ -27,6 +34,7 @@ from cpm_edge.benchmarks.token_bytes import attention_spec
 from cpm_edge.exporter.progress import Progress
 from cpm_edge.runtimes import open_engine
 from cpm_edge.runtimes.bundle import open_bundle
+from cpm_edge.runtimes.cache_layout import RecurrentLayout, kv_layers
 
 SPARSE = Build(attention="sparse")
 DENSE = Build(attention="dense")
@@ -96,8 +104,10 @@ def _measure(
     spec, size = attention_spec(bundles["sparse"]), manifest.cache["head_dim"]
     with progress.stage("drawing keys and values"):
         rows = max(longest, settings.prefill_to) + 1
-        synthetic = Synthetic(spec.kv_num_heads, rows, size)
-        probe = AttentionProbe(spec, size, manifest.cache["layers"], rows, settings.threads, synthetic)
+        recurrent = RecurrentLayout.of(manifest.cache)
+        synthetic = Synthetic(spec.kv_num_heads, rows, size, recurrent=recurrent)
+        layers = len(kv_layers(manifest.cache))
+        probe = AttentionProbe(spec, size, layers, rows, settings.threads, synthetic)
     try:
         _decode(report, settings, bundles, probe, synthetic, llama, progress)
         if settings.prefill_to:
@@ -119,6 +129,9 @@ def _decode(
 ) -> None:
     engines = {row: open_engine(bundle, threads=settings.threads) for row, bundle in bundles.items()}
     decoders = {row: FilledDecoder(engine, synthetic) for row, engine in engines.items()}
+    layout = RecurrentLayout.of(bundles["sparse"].manifest.cache)
+    recurrent = RecurrentProbe(layout, settings.threads, synthetic) if layout else None
+    kept: dict[int, dict[str, int]] = {}
     try:
         result = measure_decode(
             decoders,
@@ -130,14 +143,23 @@ def _decode(
             repeat=settings.repeat,
             threads=settings.threads,
             progress=progress,
+            recurrent=recurrent.decode if recurrent else None,
         )
+        if layout:
+            kept = {context: kept_bytes(decoders["sparse"].session(context)) for context in settings.contexts}
     finally:
+        if recurrent:
+            recurrent.close()
         for row, decoder in decoders.items():
             decoder.close()
             engines[row].close()
     table, roofline = result.roofline(bundles, settings.new_tokens)
     report.tables += [result.speed_table(), result.attention_table(), table]
     report.results["decode"] = {**result.to_json(), "roofline": roofline}
+    if layout:
+        report.tables += [parts_table(result), kept_table(kept, settings.contexts)]
+        report.results["kept_bytes"] = {str(context): parts for context, parts in kept.items()}
+        report.notes.append(recurrent_note(layout, bundles["sparse"].manifest.attention))
     if llama:
         report.versions["llama.cpp"] = llama[0].build
 

@@ -11,7 +11,7 @@ from cpm_edge.benchmarks.peers.comparison import Comparison, compare, roofline_t
 from cpm_edge.benchmarks.peers.lineup import Lineup, Wanted, gather
 from cpm_edge.benchmarks.report import Report
 from cpm_edge.benchmarks.shape import Shape
-from cpm_edge.benchmarks.token_bytes import WeightBytes, linear_elements, token_bytes
+from cpm_edge.benchmarks.token_bytes import WeightBytes, token_bytes
 from cpm_edge.exporter.progress import Progress
 
 
@@ -50,11 +50,11 @@ def run(
             report.versions = lineup.versions()
             lineup.close()
         report.tables = [comparison.table()]
-        _add_roofline(report, comparison, lineup, shape)
+        _add_roofline(report, comparison, lineup)
     return report
 
 
-def _add_roofline(report: Report, comparison: Comparison, lineup: Lineup, shape: Shape) -> None:
+def _add_roofline(report: Report, comparison: Comparison, lineup: Lineup) -> None:
     rows = {
         label: {
             context: comparison.roofline(
@@ -66,9 +66,8 @@ def _add_roofline(report: Report, comparison: Comparison, lineup: Lineup, shape:
     }
     report.tables.append(roofline_table(rows))
     report.results["roofline"] = rows
-    elements = linear_elements(shape.parsed())
     for label, bundle in lineup.bundles.items():
-        linear = WeightBytes.of(bundle).linear
+        linear, elements = WeightBytes.of(bundle).linear, bundle.manifest.weights["linear_parameters"]
         report.results.setdefault("linear_share_of_bf16", {})[label] = linear / (2 * elements)
         report.notes.append(
             f"{label}: linear layers {linear / 1e6:.1f} MB, {linear / (2 * elements):.2%} of bf16"

@@ -10,7 +10,7 @@ from tests.benchmarks.shapes import write_shape
 
 
 def test_the_shapes_that_come_along_are_models_the_exporter_knows() -> None:
-    assert shape_names() == ["minicpm4-0.5b", "minicpm4-8b"]
+    assert shape_names() == ["minicpm-sala", "minicpm4-0.5b", "minicpm4-8b"]
     for name in shape_names():
         assert Shape.open(name).parsed().num_hidden_layers >= 24
 
@@ -22,6 +22,8 @@ def test_layers_and_context_can_be_changed(tmp_path: Path) -> None:
     assert (changed.config["num_hidden_layers"], changed.config["max_position_embeddings"]) == (1, 4096)
     assert changed.changed(context=100).config["max_position_embeddings"] == 4096
     assert shape.config["num_hidden_layers"] == 2, "the original stays"
+    sala = Shape.open("minicpm-sala").changed(layers=10)
+    assert sala.parsed().mixer_types == ("minicpm4", *["lightning-attn"] * 8, "minicpm4")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"hidden_size": 3}'])

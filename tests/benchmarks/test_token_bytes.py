@@ -4,13 +4,11 @@ from typing import Any
 
 import pytest
 
-from cpm_edge.benchmarks.shape import Shape
 from cpm_edge.benchmarks.token_bytes import (
     TokenBytes,
     WeightBytes,
     attention_spec,
     cache_bytes,
-    linear_elements,
     token_bytes,
 )
 from cpm_edge.plugins.sparse_attention.spec import SparseAttentionSpec
@@ -44,12 +42,6 @@ def test_below_dense_len_a_sparse_spec_reads_like_a_dense_one() -> None:
     assert cache_bytes(SPARSE, 64, 8191) == 2 * (511 * 64 * 4 + 2 * 96 * 64 * 64 * 2)
 
 
-def test_linear_layers_of_the_real_shape() -> None:
-    config = Shape.open("minicpm4-0.5b").parsed()
-    # q and o 1024 x 1024, k and v 128 x 1024, three of 4096 x 1024.
-    assert linear_elements(config) == 24 * (2 * 1024 * 1024 + 2 * 128 * 1024 + 3 * 4096 * 1024)
-
-
 def test_the_bytes_of_a_bundle(bundles: Bundles) -> None:
     """The tiny sparse variant: hidden 64, intermediate 96, 4 and 2 heads of 16, vocabulary 320, 2 layers."""
     bundle = bundles.open("sparse", "aipc", **NATIVE)
@@ -62,6 +54,14 @@ def test_the_bytes_of_a_bundle(bundles: Bundles) -> None:
     assert read.cache == 2 * 2 * 2 * 16 * 2 * (41 + 42) / 2
     assert read.total == linear + head + 64 + read.cache
     assert attention_spec(bundle).topk == 3
+
+
+def test_states_are_read_and_written_at_any_position(bundles: Bundles) -> None:
+    """Two layers have caches, two have states of 4 heads of 24 x 24 floats."""
+    bundle = bundles.open("sala", "aipc", **NATIVE)
+    short, long = (token_bytes(bundle, [position]).cache for position in (40, 50))
+    assert short == 2 * 2 * 2 * 16 * 2 * 41 + 2 * 2 * 4 * 24 * 24 * 4
+    assert long - short == 2 * 2 * 2 * 16 * 2 * 10
 
 
 def test_the_share_of_the_bandwidth() -> None:

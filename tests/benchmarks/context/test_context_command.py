@@ -56,7 +56,7 @@ def test_every_table(tmp_path: Path) -> None:
     memory = results["memory"]
     assert memory["context"] == 300 and memory["keys_and_values"] == 2 * 2 * 2 * 16 * 2 * 300
     assert memory["pooled_keys"] == 2 * 2 * 16 * 4 * 300 // 4
-    parts = ("weights", "keys_and_values", "pooled_keys", "scratch", "rest")
+    parts = ("weights", "keys_and_values", "pooled_keys", "states", "scratch", "rest")
     assert sum(memory[part] for part in parts) == memory["resident"] <= memory["peak"]
 
 
@@ -71,3 +71,23 @@ def test_parts_that_were_not_asked_for_are_left_out(tmp_path: Path) -> None:
     assert set(report["results"]["decode"]["tokens_per_second"]) == {"sparse"}
     assert "prefill" not in report["results"]
     assert report["notes"] == ["llama.cpp was not measured: give --llama-bench PATH"]
+
+
+def test_recurrent_layers_have_tables_of_their_own(tmp_path: Path) -> None:
+    shape = write_shape(tmp_path, VARIANTS["sala"])
+    result = bench(
+        *["context", "--shape", shape, "--context", "40,300", "--new-tokens", 2, "--repeat", 1],
+        *["--prefill-to", 0, "--no-dense", "--json", tmp_path / "out.json"],
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "out.json").read_text())
+    seconds = report["results"]["decode"]["attention_seconds"]["recurrent"]
+    assert set(seconds) == {"40", "300"} and all(value > 0 for (value,) in seconds.values())
+    # 2 layers of 2 heads of 16: keys and values of 2 bytes, a pooled float for 4 keys; 2 states.
+    state = 2 * 4 * 24 * 24 * 4
+    for context, kept in ((int(key), value) for key, value in report["results"]["kept_bytes"].items()):
+        assert kept["keys_and_values"] == 2 * 2 * 2 * 16 * 2 * context
+        assert kept["pooled_keys"] == 2 * 2 * 16 * context
+        assert (kept["states"], kept["snapshots"]) == (state, state)
+    assert report["results"]["memory"]["states"] >= 2 * state
+    assert any("a recurrent layer reads and writes a state of 0.01 MB" in note for note in report["notes"])

@@ -19,11 +19,15 @@ CONFIGS = Path(__file__).parents[2] / "data/configs"
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters", "op"),
-    [("minicpm-moe-8x2b", 13.87e9, "MixtureOfExperts"), ("minicpm-s-1b", 1.36e9, "Where")],
+    ("name", "parameters", "ops"),
+    [
+        ("minicpm-moe-8x2b", 13.87e9, {"SparseAttention": 40, "MixtureOfExperts": 40}),
+        ("minicpm-s-1b", 1.36e9, {"SparseAttention": 52, "Where": 52}),
+        ("minicpm-sala", 9.48e9, {"SparseAttention": 8, "LinearAttention": 24}),
+    ],
 )
 def test_the_real_shape_is_traced_without_weights(
-    name: str, parameters: float, op: str, record_property: Any
+    name: str, parameters: float, ops: dict[str, int], record_property: Any
 ) -> None:
     raw = json.loads((CONFIGS / f"{name}.json").read_text())
     entry = find_architecture(raw)
@@ -32,7 +36,7 @@ def test_the_real_shape_is_traced_without_weights(
     graph = trace.trace(entry.model_class(), config, config.rope.table(config.max_context)).graph
     seconds, after = time.perf_counter() - start, peak_rss()
     count = Counter(node.op_type for node in graph)
-    assert count["SparseAttention"] == count[op] == config.num_hidden_layers
+    assert {op: count[op] for op in ops} == ops
     weights = [value for value in graph.initializers.values() if value.const_value is None]
     total = sum(int(np.prod(value.shape.numpy())) for value in weights if value.shape is not None)
     assert total == pytest.approx(parameters, rel=0.005)
