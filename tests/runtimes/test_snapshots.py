@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 from cpm_edge.runtimes import session as session_module
 from cpm_edge.runtimes import snapshots
 from cpm_edge.runtimes.errors import BackendError
+from cpm_edge.runtimes.generate import Stream
+from cpm_edge.runtimes.options import GenerationOptions
 from cpm_edge.runtimes.session import FloatArray, Logits, Session, TokenArray
 from cpm_edge.runtimes.snapshots import MOST, Snapshots, States
-from tests.runtimes.fakes import FakeSession, reference_row
+from cpm_edge.runtimes.tokenizer import Tokenizer
+from tests.runtimes.fakes import FakeSession, byte_level_tokenizer, reference_row
 
 VOCAB = 11
 MIB = 1 << 20
@@ -165,6 +168,24 @@ def test_sessions_without_states_keep_none() -> None:
     assert session.snapshot_bytes() == session.pending == 0
     with pytest.raises(NotImplementedError, match="FakeSession does not show its states"):
         session.layer_state(0)
+
+
+def test_what_is_computed_again_does_not_count_as_cached() -> None:
+    """The conversation so far is known, but the only snapshot lies behind what both share."""
+    session = RecurrentSession(limit=1)
+    session.forward(range(9))
+    session.forward([9])
+    prompt = [*range(10), 3, 4]
+    tokenizer = Tokenizer(byte_level_tokenizer(), {}, [1])
+    options = GenerationOptions(max_new_tokens=1, temperature=0.0)
+    first = Stream(session, tokenizer, prompt, options, release=lambda _: None)
+    list(first)
+    assert first.result.stats.cached_tokens == 10
+    again = Stream(session, tokenizer, prompt, options)
+    list(again)
+    # 11 tokens are shared; the snapshot is of 12.
+    assert again.result.stats.cached_tokens == 0
+    assert again.result.token_ids == first.result.token_ids
 
 
 @pytest.mark.parametrize(("state_bytes", "limit"), [(48 * MIB, 5), (1, MOST), (16 * MIB, 16), (300 * MIB, 1)])
