@@ -24,7 +24,7 @@ BUNDLE := .demo/smollm2-aipc
 KERNEL_TESTS := $(wildcard tests/plugins/test_native*.py tests/plugins/*/test_native*.py)
 runtime = $(shell $(CXX) -print-file-name=lib$(1).so)
 
-.PHONY: help demo test sanitize lint format package clean distclean FORCE
+.PHONY: help demo test sanitize lint format readme package clean distclean FORCE
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*##\( .*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -60,6 +60,9 @@ lint: package  ## ruff and mypy
 format: package  ## let ruff sort imports and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+readme: package  ## write the table of models in README.md anew
+	$(BIN)/python -m cpm_edge.exporter.model_table README.md
 
 package: $(VENV)/package.stamp  ## .venv with cpm-edge, its extras and the tools
 

@@ -40,15 +40,13 @@ Examples:
 def _list_models(context: click.Context, _: click.Parameter, value: bool) -> None:
     if not value or context.resilient_parsing:
         return
-    from cpm_edge.exporter.registry import ARCHITECTURES, BY_KEY
+    from cpm_edge.exporter.model_table import plain, rich_table
 
-    table = Table("architecture in config.json", "family", "models")
-    for name, entry in ARCHITECTURES.items():
-        table.add_row(name, entry.name, entry.releases)
-        for (of, key), special in BY_KEY.items():
-            if of == name:
-                table.add_row(f"{name}, {key}", special.name, special.releases)
-    Console().print(table)
+    console = Console()
+    if console.is_terminal:
+        console.print(rich_table())
+    else:
+        click.echo(plain(), nl=False)
     context.exit()
 
 
@@ -125,7 +123,7 @@ def _list_models(context: click.Context, _: click.Parameter, value: bool) -> Non
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, no progress.")
 @click.option(
     "--list-models", is_flag=True, is_eager=True, expose_value=False, callback=_list_models,
-    help="Show the supported architectures and exit.",
+    help="Show the supported models and exit.",
 )  # fmt: skip
 @click.version_option(package_name="cpm-edge")
 @report_errors

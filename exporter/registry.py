@@ -25,13 +25,13 @@ class Architecture:
         name: short name, as in the manifest.
         config: reads config.json.
         module: holds the torch class ``Model``, imported when a graph is traced.
-        releases: the published models it serves.
+
+    The published models of each are in ``releases.py``.
     """
 
     name: str
     config: type[LlamaConfig]
     module: str
-    releases: str
 
     def model_class(self) -> type[Any]:
         return importlib.import_module(self.module).Model  # type: ignore[no-any-return]
@@ -40,24 +40,25 @@ class Architecture:
 _MODELS = "cpm_edge.exporter.models"
 
 ARCHITECTURES = {
-    "LlamaForCausalLM": Architecture(
-        "llama", LlamaConfig, f"{_MODELS}.llama", "MiniCPM5, BitCPM-CANN 1B/3B, *-llama-format, SmolLM2"
-    ),
-    "MiniCPMForCausalLM": Architecture(
-        "minicpm", MiniCPMConfig, f"{_MODELS}.minicpm", "MiniCPM 1B, 2B, 2B-128k, S-1B, 4, 4.1, BitCPM4"
-    ),
-    "MiniCPM3ForCausalLM": Architecture("minicpm3", MiniCPM3Config, f"{_MODELS}.minicpm3", "MiniCPM3-4B"),
-    "MiniCPMSALAForCausalLM": Architecture(
-        "minicpm_sala", MiniCPMSALAConfig, f"{_MODELS}.minicpm_sala", "MiniCPM-SALA"
-    ),
+    "LlamaForCausalLM": Architecture("llama", LlamaConfig, f"{_MODELS}.llama"),
+    "MiniCPMForCausalLM": Architecture("minicpm", MiniCPMConfig, f"{_MODELS}.minicpm"),
+    "MiniCPM3ForCausalLM": Architecture("minicpm3", MiniCPM3Config, f"{_MODELS}.minicpm3"),
+    "MiniCPMSALAForCausalLM": Architecture("minicpm_sala", MiniCPMSALAConfig, f"{_MODELS}.minicpm_sala"),
 }
 
 # Architectures that share the name of another one; a key of config.json that is neither 0 nor null tells.
 BY_KEY = {
     ("MiniCPMForCausalLM", "num_experts"): Architecture(
-        "minicpm_moe", MiniCPMMoEConfig, f"{_MODELS}.minicpm_moe", "MiniCPM-MoE-8x2B"
+        "minicpm_moe", MiniCPMMoEConfig, f"{_MODELS}.minicpm_moe"
     ),
 }
+
+
+def architecture_label(family: str) -> str:
+    """How config.json tells the architecture called ``family``: its name, and the key that sets it apart."""
+    labels = {entry.name: name for name, entry in ARCHITECTURES.items()}
+    labels |= {entry.name: f"{name} with {key}" for (name, key), entry in BY_KEY.items()}
+    return labels[family]
 
 
 def find_architecture(config: Mapping[str, Any]) -> Architecture:
