@@ -26,7 +26,7 @@ from cpm_edge.exporter.registry import Architecture, find_architecture
 from cpm_edge.exporter.taken import Taken
 from cpm_edge.exporter.targets.common import BuildJob, Built
 from cpm_edge.exporter.verify import verify_in_child
-from cpm_edge.exporter.weight_format import choose_format
+from cpm_edge.exporter.weight_format import choose_format, note_rounded
 from cpm_edge.exporter.weights import HEAD, ModelWeights
 from cpm_edge.quant import Policy, QuantError, TensorClass, WeightFormat
 from cpm_edge.runtimes.atomic import AtomicFolder
@@ -81,6 +81,7 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
             with progress.weights("Settling formats", elements), _timed(seconds, "settle"):
                 job.weights.find_schemes(progress.advance)
                 _check_groups(plan, job.weights)
+                note_rounded(job.weights)
                 gather_columns(job.model.graph, job.weights)
             with progress.weights("Converting weights", elements), _timed(seconds, "lower"):
                 built = _target(options.target).build(job)

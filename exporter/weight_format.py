@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections import Counter
 from typing import NamedTuple
 
 from cpm_edge.exporter.checkpoint import Checkpoint
+from cpm_edge.exporter.checkpoint.tensors import DTYPES
 from cpm_edge.exporter.errors import ExportWarning
 from cpm_edge.exporter.options import ExportOptions
 from cpm_edge.exporter.taken import StoredIntegers, Taken
-from cpm_edge.exporter.weights import HEAD, tensor_class
+from cpm_edge.exporter.weights import HEAD, ModelWeights, tensor_class
 from cpm_edge.quant import Scheme, TensorClass, WeightFormat, is_ternary
 
 SAMPLED_TENSORS = 5
@@ -53,16 +56,23 @@ def choose_format(options: ExportOptions, checkpoint: Checkpoint) -> Choice:
 
 
 def own_format(checkpoint: Checkpoint) -> Scheme | None:
-    """The scheme of the first linear layer that is stored in integers, None when there is none.
+    """The scheme of the integers that most linear layers are stored in; None when most have none.
 
     Raises:
-        CheckpointError: its integers are damaged.
+        CheckpointError: the integers are damaged.
     """
-    for name in checkpoint.packed:
-        integers = checkpoint.integers(name) if tensor_class(name, 2) is TensorClass.LINEAR else None
-        if integers is not None:
-            return integers.scheme
-    return None
+    elements: Counter[str | None] = Counter()
+    first: dict[str | None, str] = {}
+    for name, info in checkpoint.tensors.items():
+        if tensor_class(name, len(info.shape)) is TensorClass.LINEAR:
+            kept = checkpoint.packed.get(name)
+            elements[kept] += math.prod(info.shape)
+            first.setdefault(kept, name)
+    if not elements:
+        return None
+    ((usual, _),) = elements.most_common(1)
+    integers = None if usual is None else checkpoint.integers(first[usual])
+    return None if integers is None else integers.scheme
 
 
 def _fits(options: ExportOptions, own: Scheme) -> bool:
@@ -77,6 +87,27 @@ def _warn_of_rounding(what: str, asked: str, how: str = "") -> None:
         ExportWarning,
         stacklevel=3,
     )
+
+
+def note_rounded(weights: ModelWeights) -> None:
+    """Warn with ExportWarning of GGUF blocks that are rounded again although nothing else was asked for.
+
+    Args:
+        weights: with their schemes found.
+    """
+    if weights.taken is None and own_format(weights.checkpoint) is not None:
+        return  # choose_format has said so
+    kinds: Counter[tuple[str, str]] = Counter()
+    for name in weights.shapes:
+        info = weights.checkpoint.tensors.get(name)
+        if info is None or info.dtype in DTYPES or weights.kind(name) is not TensorClass.LINEAR:
+            continue
+        scheme = weights.scheme(name)
+        if name not in weights.own and scheme.format in (WeightFormat.INT4, WeightFormat.INT8):
+            kinds[info.dtype, scheme.describe()] += 1
+    for (kind, stored), count in kinds.items():
+        message = f"{count} linear layers are stored as {kind} and are quantized again, to {stored}"
+        warnings.warn(message, ExportWarning, stacklevel=2)
 
 
 def looks_ternary(checkpoint: Checkpoint) -> bool:

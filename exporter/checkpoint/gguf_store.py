@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ from gguf.quants import dequantize
 
 from cpm_edge.exporter.checkpoint.files import PositionalFile
 from cpm_edge.exporter.checkpoint.gguf_header import GgufTensor
+from cpm_edge.exporter.checkpoint.gguf_integers import UNPACKED_INTEGERS, find_integers
 from cpm_edge.exporter.checkpoint.gguf_names import permuted_heads, stored_rows
 from cpm_edge.exporter.checkpoint.integers import Integers
 from cpm_edge.exporter.checkpoint.tensors import DTYPES, FloatRows, RawRows, TensorInfo
@@ -25,8 +27,6 @@ UNPACKED = {
 
 class GgufStore:
     """The weights of one GGUF file under Hugging Face names."""
-
-    packed: Mapping[str, str] = {}
 
     def __init__(
         self,
@@ -55,6 +55,11 @@ class GgufStore:
                 self._permuted.add(name)
         _check_types(tensors.values())
         self.files = [file.path]
+        self.packed: Mapping[str, str] = {
+            name: tensor.type.name
+            for name, tensor in tensors.items()
+            if tensor.type in UNPACKED_INTEGERS and len(tensor.shape) == 2
+        }
         self.tensors: Mapping[str, TensorInfo] = {
             name: TensorInfo(name, tensor.shape, tensor.type.name) for name, tensor in tensors.items()
         }
@@ -81,8 +86,9 @@ class GgufStore:
         return np.ascontiguousarray(self._finish(name, rows, start, stop))
 
     def integers(self, name: str) -> Integers | None:
-        """None: blocks are dequantized."""
-        return None
+        """The integers of a matrix in blocks that have an equal in a bundle; None if these have none."""
+        tensor = self._stored[name]
+        return find_integers(name, tensor.type, tensor.shape[0], partial(self._bytes, name))
 
     def close(self) -> None:
         """Close the file."""

@@ -14,16 +14,15 @@ Order = npt.NDArray[np.int64]
 
 
 class Integers(Protocol):
-    """One matrix that a checkpoint stores in integers.
+    """One matrix that a checkpoint stores in integers."""
 
-    Attributes:
-        scheme: how its blocks are given; groups have a size that bundles have.
-        column_order: column ``j`` of the blocks is column ``column_order[j]`` of the matrix; None if all are
-            in their places.
-    """
+    @property
+    def scheme(self) -> Scheme:
+        """How its blocks are given; groups have a size that bundles have."""
 
-    scheme: Scheme
-    column_order: Order | None
+    @property
+    def column_order(self) -> Order | None:
+        """Column ``j`` of the blocks is this column of the matrix; None if all are in their places."""
 
     def block(self, start: int, stop: int) -> Callable[[], Quantized]:
         """Read rows ``[start, stop)``; the returned function unpacks them, on any thread.

@@ -12,7 +12,7 @@ from cpm_edge.exporter.checkpoint import Checkpoint, open_checkpoint
 from cpm_edge.exporter.errors import ExportWarning
 from cpm_edge.exporter.options import ExportOptions
 from cpm_edge.exporter.taken import StoredIntegers
-from cpm_edge.exporter.weight_format import Choice, choose_format, looks_ternary
+from cpm_edge.exporter.weight_format import Choice, choose_format, looks_ternary, note_rounded
 from cpm_edge.quant import WeightFormat
 from tests.support.bundles import Bundles
 from tests.support.checkpoints import Tensors, config_of, linear_names, tensors_of, write_checkpoint
@@ -110,3 +110,46 @@ def test_a_head_format_holds_for_a_quantized_head(bundles: Bundles) -> None:
     with open_checkpoint(str(bundles.checkpoint("gptq"))) as checkpoint:
         taken = choose("auto", checkpoint, head_format="int8").taken
         assert isinstance(taken, StoredIntegers) and taken.leave == {"lm_head.weight"}
+
+
+@pytest.mark.parametrize(
+    ("variant", "format_", "kept"),
+    [
+        ("gguf-q4_0", "int4", True),
+        ("gguf-q8_0", "int8", True),
+        ("gguf-mixed", "int4", True),
+        ("gguf-q4_1-zeros", "int4", True),
+        ("gguf-q4_1", "int4", False),
+        ("gguf-q4_k", "int4", False),
+        ("gguf-bf16", "int4", False),
+        ("gguf-tq2_0", "ternary", False),
+    ],
+)
+def test_gguf_types(bundles: Bundles, variant: str, format_: str, kept: bool) -> None:
+    with open_checkpoint(str(bundles.checkpoint(variant))) as checkpoint:
+        choice = choose("auto", checkpoint)
+        assert choice.format is WeightFormat(format_) and (choice.taken is not None) is kept
+
+
+@pytest.mark.parametrize(
+    ("variant", "options", "noted"),
+    [
+        ("gguf-q4_k", {}, {"12 linear layers are stored as Q4_K", "2 linear layers are stored as Q6_K"}),
+        ("gguf-mixed", {}, {"2 linear layers are stored as Q6_K"}),
+        ("gguf-q4_0", {}, set()),
+        ("gguf-f16", {}, set()),
+        ("gguf-tq2_0", {}, set()),
+        ("gguf-q4_k", {"weight_format": "bf16"}, set()),
+        ("gguf-q4_0", {"weight_format": "int8"}, set()),  # choose_format has said it
+    ],
+)
+def test_blocks_that_are_rounded_are_noted(
+    bundles: Bundles, variant: str, options: dict[str, Any], noted: set[str]
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ExportWarning)
+        with bundles.plan(variant, "ort", **({"weight_format": "auto"} | options)) as (_, weights):
+            weights.find_schemes()
+            note_rounded(weights)
+    told = {str(warning.message) for warning in caught}
+    assert {text.split(" and are")[0] for text in told if "stored as" in text} == noted

@@ -21,8 +21,17 @@ from cpm_edge.exporter.weights import ModelWeights
 from cpm_edge.runtimes import open_engine
 from cpm_edge.runtimes.bundle import Bundle, open_bundle
 from cpm_edge.runtimes.session import Engine
-from tests.support import numpy_model
-from tests.support.checkpoints import config_of, prompt, stored_of, tensors_of, write_checkpoint
+from tests.support import gguf_file, numpy_model
+from tests.support.checkpoints import (
+    config_of,
+    gguf_of,
+    gguf_sources,
+    prompt,
+    stored_of,
+    tensors_of,
+    write_checkpoint,
+)
+from tests.support.gguf_file import GGUFS
 
 # Past 4 times dense_len (64) and past the budget of 5 blocks of 16; not a multiple of anything.
 PROMPT_LENGTH = 333
@@ -80,6 +89,9 @@ class Bundles:
 
     def _checkpoint(self, variant: str) -> Path:
         folder = self.root / "checkpoints" / variant
+        if variant in GGUFS:
+            file = folder / "tiny.gguf"
+            return gguf_file.write(file, config_of(variant), gguf_sources(variant), gguf_of(variant))
         return write_checkpoint(folder, config_of(variant), stored_of(variant))
 
     def _result(self, variant: str, target: str, **options: Any) -> ExportResult:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 
 from tests.runtimes.fakes import CHATML, byte_level_tokenizer
+from tests.support.gguf_file import GGUFS, Blocks, blocks_of
 from tests.support.mlps import experts_config, fatrelu_config, mlp_tensors
 from tests.support.packed import LATENT_PACKINGS, PACKINGS, Int4, pack, quantized
 from tests.support.sala import LIGHTNING, mixer_config, mixer_tensors
@@ -165,6 +166,8 @@ def _packed_config(variant: str) -> Config:
 
 
 def config_of(variant: str) -> Config:
+    if variant in GGUFS:
+        return _WIDE
     if variant in _PACKED:
         return _packed_config(variant) | {"quantization_config": _PACKED[variant].config()}
     return _WIDE if variant in (*TERNARY, TERNARY_WIDE) else (VARIANTS | EXPERTS)[variant]
@@ -175,6 +178,8 @@ def tensors_of(variant: str) -> Tensors:
     if variant in _PACKED:
         matrices = {name: matrix.weight() for name, matrix in packed_of(variant).items()}
         return make_tensors(_packed_config(variant)) | matrices
+    if variant in GGUFS:
+        return gguf_sources(variant) | {name: b.weight() for name, b in gguf_of(variant).items()}
     tensors = make_tensors(config_of(variant))
     groups = cycle(TERNARY.get(variant, (128,)))
     if config_of(variant) is _WIDE:
@@ -193,6 +198,19 @@ def packed_of(variant: str) -> dict[str, Int4]:
             inputs |= {"q_a_proj": 0, "kv_a_proj_with_mqa": 0, "q_b_proj": 4, "kv_b_proj": 5}
             matrices[name] = quantized(tensors[name], packing, inputs.get(name.split(".")[-2], 2))
     return matrices
+
+
+def gguf_sources(variant: str) -> Tensors:
+    """The weights that a variant of GGUFS was quantized from."""
+    tensors = make_tensors(_WIDE)
+    if GGUFS[variant][0].startswith("TQ"):
+        tensors |= {name: fake_quantized(tensors[name], 256) for name in linear_names(tensors)}
+    return tensors
+
+
+def gguf_of(variant: str) -> dict[str, Blocks]:
+    """The matrices of a variant of GGUFS, by name."""
+    return blocks_of(variant, gguf_sources(variant))
 
 
 def stored_of(variant: str) -> dict[str, npt.NDArray[Any]]:

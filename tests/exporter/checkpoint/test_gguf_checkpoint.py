@@ -14,7 +14,11 @@ from hypothesis import strategies as st
 from cpm_edge.exporter.checkpoint import open_checkpoint
 from cpm_edge.exporter.checkpoint.gguf_names import hf_names, stored_rows
 from cpm_edge.exporter.errors import CheckpointError
+from cpm_edge.quant import QuantError
 from tests.exporter.checkpoint.builders import VOCAB, model_weights, permute, write_gguf
+from tests.support.bundles import Bundles
+from tests.support.checkpoints import gguf_of, tensors_of
+from tests.support.gguf_file import GGUFS
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 K_PROJ = "model.layers.0.self_attn.k_proj.weight"
@@ -233,3 +237,37 @@ def test_fingerprint_is_of_the_one_file(tmp_path: Path) -> None:
         found = checkpoint.fingerprint()
     assert found["kind"] == "gguf"
     assert found["files"]["tiny.gguf"]["bytes"] == path.stat().st_size
+
+
+@pytest.mark.parametrize("variant", GGUFS)
+def test_every_type_reads_as_the_weights_it_stands_for(bundles: Bundles, variant: str) -> None:
+    expected = tensors_of(variant)
+    with open_checkpoint(str(bundles.checkpoint(variant))) as checkpoint:
+        assert set(checkpoint.tensors) == set(expected)
+        for name, weight in expected.items():
+            np.testing.assert_array_equal(checkpoint.read(name), weight)
+            integers = checkpoint.integers(name)
+            blocks = gguf_of(variant).get(name)
+            assert (integers is None) == (blocks is None or blocks.integers is None)
+            if integers is not None:
+                np.testing.assert_array_equal(integers.block(24, 72)().dequantize(), weight[24:72])
+
+
+def test_a_damaged_block_is_named(tmp_path: Path) -> None:
+    weights = model_weights()
+    for kind in (Type.Q4_1, Type.Q8_0):
+        path = write_gguf(tmp_path / f"{kind.name}.gguf", weights, types={DOWN: kind})
+        with open_checkpoint(str(path)) as checkpoint:
+            stored = gguf.quants.quantize(weights[DOWN], kind)
+        content = path.read_bytes()
+        place = content.index(stored[:8].tobytes()) + 7 * stored.shape[1]
+        path.write_bytes(content[:place] + np.float16(np.inf).tobytes() + content[place + 2 :])
+        with open_checkpoint(str(path)) as checkpoint:
+            if kind is Type.Q4_1:
+                with pytest.raises(CheckpointError, match=f"tensor {DOWN}: row 7 holds NaN or infinity"):
+                    checkpoint.integers(DOWN)
+                continue
+            integers = checkpoint.integers(DOWN)
+            assert integers is not None
+            with pytest.raises(QuantError, match="row 7 holds NaN or infinity"):
+                integers.block(0, 32)()

@@ -1,4 +1,4 @@
-"""GPTQ, AWQ and Marlin checkpoints arrive in every target as they are: equal integers and scales."""
+"""GPTQ, AWQ, Marlin and GGUF integers arrive in every target as they are: equal codes, zeros and scales."""
 
 from __future__ import annotations
 
@@ -13,13 +13,35 @@ from cpm_edge.plugins.matmul_nbits import reference
 from cpm_edge.plugins.matmul_nbits.spec import NBitsShape
 from cpm_edge.quant import quantize_int8
 from tests.support.bundles import Bundles
-from tests.support.checkpoints import linear_names, packed_of, tensors_of
+from tests.support.checkpoints import gguf_of, linear_names, packed_of, tensors_of
+from tests.support.gguf_file import GGUFS
 from tests.support.packed import PACKINGS, WIDE, Int4
 from tests.support.stored import PanelFormat, constants, nibbles, panel_formats
 
+pytestmark = pytest.mark.filterwarnings("ignore:2 linear layers are stored as Q6_K")
+
 OPTIONS: dict[str, Any] = {"weight_format": "auto"}
 PLAIN = OPTIONS | {"embedding_format": "fp32", "head_format": "fp32"}
-for_variants = pytest.mark.parametrize("variant", PACKINGS)
+# With the number of matrices that keep their integers, of 14.
+VARIANTS = {variant: 10 if packing.floats else 14 for variant, packing in PACKINGS.items()}
+VARIANTS |= {"gguf-q4_0": 14, "gguf-q4_1-zeros": 14, "gguf-q8_0": 14, "gguf-mixed": 12}
+for_variants = pytest.mark.parametrize("variant", VARIANTS)
+
+
+def matrices_of(variant: str) -> dict[str, Int4]:
+    """The linear layers whose integers are to arrive."""
+    if variant not in GGUFS:
+        return packed_of(variant)
+    blocks = {name: b.integers for name, b in gguf_of(variant).items() if ".layers." in name}
+    return {name: matrix for name, matrix in blocks.items() if matrix is not None}
+
+
+def is_bytes(matrix: Int4) -> bool:
+    return bool(matrix.zeros.max() == 128)
+
+
+def is_symmetric(matrix: Int4) -> bool:
+    return bool(np.isin(matrix.zeros, (8, 128)).all())
 
 
 def grouped(values: npt.NDArray[Any], groups: int) -> npt.NDArray[Any]:
@@ -38,23 +60,25 @@ def data(graph: ir.Graph, value: ir.Value | None) -> npt.NDArray[Any]:
 def test_matmul_nbits_holds_the_checkpoint(bundles: Bundles, variant: str) -> None:
     graph = ir.load(bundles.open(variant, "ort", **PLAIN).file("model.onnx")).graph
     nodes = {node.inputs[1].name: node for node in graph if node.op_type == "MatMulNBits" and node.inputs[1]}
-    matrices = packed_of(variant)
-    assert len(matrices) == (10 if PACKINGS[variant].floats else 14)
+    matrices = matrices_of(variant)
+    assert len(matrices) == VARIANTS[variant]
     for name, matrix in matrices.items():
         node, stored = nodes[f"{name}.codes"], matrix.sorted()
         rows, cols = stored.codes.shape
         groups = cols // node.attributes.get_int("block_size")
-        np.testing.assert_array_equal(nibbles(data(graph, node.inputs[1]).reshape(rows, -1)), stored.codes)
+        codes = data(graph, node.inputs[1]).reshape(rows, -1)
+        assert node.attributes.get_int("bits") == (8 if is_bytes(matrix) else 4)
+        np.testing.assert_array_equal(codes if is_bytes(matrix) else nibbles(codes), stored.codes)
         scales = data(graph, node.inputs[2]).reshape(rows, -1)
         np.testing.assert_array_equal(scales, grouped(stored.scales, groups))
-        if PACKINGS[variant].symmetric:
+        if is_symmetric(matrix):
             assert len(node.inputs) == 3
         else:
             zeros = nibbles(data(graph, node.inputs[3]).reshape(rows, -1))[:, :groups]
             np.testing.assert_array_equal(zeros, grouped(stored.zeros, groups))
         order = np.argsort(matrix.g_idx, kind="stable")
         gather = node.inputs[0].producer() if node.inputs[0] is not None else None
-        if PACKINGS[variant].act_order:
+        if variant in PACKINGS and PACKINGS[variant].act_order:
             assert gather is not None and gather.op_type == "Gather"
             np.testing.assert_array_equal(data(graph, gather.inputs[1]), order)
         else:
@@ -64,20 +88,20 @@ def test_matmul_nbits_holds_the_checkpoint(bundles: Bundles, variant: str) -> No
 @for_variants
 def test_openvino_constants_hold_the_checkpoint(bundles: Bundles, variant: str) -> None:
     stored = constants(bundles.open(variant, "aipc", **PLAIN, kv_cache="fp32").file("openvino_model.xml"))
-    for name, matrix in packed_of(variant).items():
+    for name, matrix in matrices_of(variant).items():
         sorted_ = matrix.sorted()
         rows, cols = sorted_.codes.shape
         kind, shape, codes = stored[f"{name}.codes"]
         assert shape[:2] == [rows, cols // shape[2]]
-        assert kind == ("i4" if PACKINGS[variant].symmetric else "u4")
-        # i4 is two's complement: the top bit of each code is the other way round.
-        flip = np.uint8(0x88 if kind == "i4" else 0)
-        np.testing.assert_array_equal(nibbles((codes ^ flip).reshape(rows, -1)), sorted_.codes)
+        assert kind == ("i8" if is_bytes(matrix) else "i4" if is_symmetric(matrix) else "u4")
+        # i4 and i8 are two's complement: the top bit of each code is the other way round.
+        codes = (codes ^ np.uint8({"i8": 0x80, "i4": 0x88, "u4": 0}[kind])).reshape(rows, -1)
+        np.testing.assert_array_equal(codes if is_bytes(matrix) else nibbles(codes), sorted_.codes)
         kind, _, scales = stored[f"{name}.scales"]
         assert kind == ("f32" if variant == WIDE else "f16")
         values = scales.view(np.float32 if variant == WIDE else np.float16).reshape(rows, -1)
         np.testing.assert_array_equal(values, grouped(sorted_.scales, shape[1]))
-        if not PACKINGS[variant].symmetric:
+        if not is_symmetric(matrix):
             _, _, zeros = stored[f"{name}.zeros"]
             values = nibbles(zeros.reshape(1, -1)).reshape(-1)[: rows * shape[1]].reshape(rows, -1)
             np.testing.assert_array_equal(values, grouped(sorted_.zeros, shape[1]))
@@ -99,16 +123,16 @@ def panels_of(matrices: list[Int4], form: PanelFormat) -> npt.NDArray[np.uint8]:
 
 
 def rounded(weight: npt.NDArray[np.float32]) -> Int4:
-    """A matrix that the checkpoint left in floats, as int8 with a scale a row."""
+    """A matrix whose integers do not arrive, as int8 with a scale a row."""
     q = quantize_int8(weight)
     zeros = np.full(q.scales.shape, 128, np.uint8)
     return Int4(q.codes, zeros, q.scales, np.zeros(weight.shape[1], np.int32))
 
 
-@pytest.mark.parametrize("variant", [variant for variant in PACKINGS if variant != WIDE])
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant != WIDE])
 def test_native_panels_hold_the_checkpoint(bundles: Bundles, variant: str) -> None:
     path = bundles.open(variant, "aipc", **OPTIONS, flavour="native").file("openvino_native.xml")
-    formats, tensors, matrices = panel_formats(path), tensors_of(variant), packed_of(variant)
+    formats, tensors, matrices = panel_formats(path), tensors_of(variant), matrices_of(variant)
     seen = []
     for panels, (_, _, stored) in constants(path).items():
         names = panels.removesuffix(".panels").split("+")
@@ -118,10 +142,14 @@ def test_native_panels_hold_the_checkpoint(bundles: Bundles, variant: str) -> No
         np.testing.assert_array_equal(stored, panels_of(expected, formats[panels]))
         seen += names
     assert sorted(seen) == sorted(linear_names(tensors))
-    floats = PACKINGS[variant].floats
-    assert {form.bits for form in formats.values()} == {4, 8}
     qkv = next(form for name, form in formats.items() if "q_proj" in name)
-    assert qkv.bits == (8 if "v_proj" in floats else 4)
+    assert qkv.bits == (
+        4 if all(name in matrices and not is_bytes(matrices[name]) for name in names_of_qkv()) else 8
+    )
+
+
+def names_of_qkv() -> list[str]:
+    return [f"model.layers.0.self_attn.{part}_proj.weight" for part in "qkv"]
 
 
 def test_products_of_one_input_share_its_order(bundles: Bundles) -> None:
@@ -139,3 +167,19 @@ def test_the_manifest_says_what_was_taken(bundles: Bundles) -> None:
     assert weights["linear"] == "int4 g128 asym"
     assert set(weights["other_groups"].values()) == {"int8 row sym"} and len(weights["other_groups"]) == 4
     assert "quantization_config" not in bundles.open("gptq", "ort", **PLAIN).file("config.json").read_text()
+    assert bundles.open("gguf-q8_0", "aipc", **OPTIONS, flavour="native").manifest.weights["head"] == (
+        "int8 g32 sym"
+    )
+
+
+def test_openvino_multiplies_integers(bundles: Bundles) -> None:
+    """The CPU plugin keeps groups of bytes and zero points packed instead of compiling them into floats."""
+    for variant, kind in (("gguf-q8_0", "i8"), ("gptq-asym", "u4"), (WIDE, "i4")):
+        options = PLAIN | {"kv_cache": "fp32"}
+        engine: Any = bundles.engine(variant, "aipc", **options)
+        found = []
+        for node in engine.compiled.get_runtime_model().get_ops():
+            info = node.get_rt_info()
+            if info["layerType"].astype(str) == "FullyConnected":
+                found.append(info["runtimePrecision"].astype(str))
+        assert found.count(kind) == 14, (variant, found)
