@@ -11,12 +11,20 @@ from cpm_edge.exporter.checkpoint import Checkpoint
 from cpm_edge.exporter.checkpoint.tensors import DTYPES
 from cpm_edge.exporter.errors import ExportWarning
 from cpm_edge.exporter.options import ExportOptions
-from cpm_edge.exporter.taken import StoredIntegers, Taken
+from cpm_edge.exporter.taken import (
+    GridIntegers,
+    StoredIntegers,
+    Taken,
+    sampled_rows,
+    sampled_votes,
+)
 from cpm_edge.exporter.weights import HEAD, ModelWeights, tensor_class
 from cpm_edge.quant import Scheme, TensorClass, WeightFormat, is_ternary
+from cpm_edge.quant.qat import BITS_OF, find_grid
 
 SAMPLED_TENSORS = 5
-SAMPLED_ROWS = 8
+# Formats that round the weights of ternary and trained checkpoints; 16-bit floats hold these.
+ROUNDING = ("int4", "int8")
 
 
 class Choice(NamedTuple):
@@ -38,20 +46,31 @@ def choose_format(options: ExportOptions, checkpoint: Checkpoint) -> Choice:
         CheckpointError: the integers are damaged.
     """
     asked = options.weight_format
-    own = own_format(checkpoint)
-    if own is not None:
-        keep = StoredIntegers(checkpoint, frozenset({HEAD} if options.head_format else ()))
-        if asked == "auto" or (asked == own.format.value and _fits(options, own)):
-            return Choice(own.format, keep)
-        chosen = WeightFormat(asked)
-        if chosen not in (WeightFormat.FP32, WeightFormat.TERNARY):
-            _warn_of_rounding(f"{checkpoint.name} are {own.describe()}", asked)
-        return Choice(chosen)
-    ternary = looks_ternary(checkpoint)
-    if asked == "auto":
-        return Choice(WeightFormat.TERNARY if ternary else WeightFormat.INT4)
-    if ternary and asked in ("int4", "int8"):
-        _warn_of_rounding(f"{checkpoint.name} are ternary", asked, ", in 2 bits")
+    left = frozenset({HEAD} if options.head_format else ())
+    if (own := own_format(checkpoint)) is not None:
+        return _choose(options, checkpoint, own, own.describe(), StoredIntegers(checkpoint, left))
+    if looks_ternary(checkpoint):
+        return _choose(options, checkpoint, Scheme(WeightFormat.TERNARY), "ternary", None)
+    if (grid := grid_format(checkpoint)) is not None:
+        what = f"{grid.describe()} by their training"
+        return _choose(options, checkpoint, grid, what, GridIntegers(checkpoint, left))
+    return Choice(WeightFormat.INT4 if asked == "auto" else WeightFormat(asked))
+
+
+def _choose(
+    options: ExportOptions, checkpoint: Checkpoint, own: Scheme, what: str, taken: Taken | None
+) -> Choice:
+    """``taken`` if its scheme ``own`` is what was asked for; else a word about the rounding."""
+    asked = options.weight_format
+    if asked == "auto" or (asked == own.format.value and _fits(options, own)):
+        return Choice(own.format, taken)
+    if asked in ROUNDING or (isinstance(taken, StoredIntegers) and asked in ("fp16", "bf16")):
+        warnings.warn(
+            f"the linear layers of {checkpoint.name} are {what} and {asked} quantizes them again; "
+            "--weight-format auto keeps them as they are",
+            ExportWarning,
+            stacklevel=4,
+        )
     return Choice(WeightFormat(asked))
 
 
@@ -78,15 +97,6 @@ def own_format(checkpoint: Checkpoint) -> Scheme | None:
 def _fits(options: ExportOptions, own: Scheme) -> bool:
     """Whether the group size and zero points that were asked for are the checkpoint's."""
     return options.group_size in (None, own.group_size) and (options.symmetric or not own.symmetric)
-
-
-def _warn_of_rounding(what: str, asked: str, how: str = "") -> None:
-    warnings.warn(
-        f"the linear layers of {what} and {asked} quantizes them again; "
-        f"--weight-format auto keeps them as they are{how}",
-        ExportWarning,
-        stacklevel=3,
-    )
 
 
 def note_rounded(weights: ModelWeights) -> None:
@@ -116,15 +126,33 @@ def looks_ternary(checkpoint: Checkpoint) -> bool:
     Rows of other checkpoints never are, so a damaged row does not hide that the rest is ternary: the export
     then refuses the tensor instead of rounding all of them.
     """
+    votes = []
+    for name in _sampled_names(checkpoint):
+        found = map(is_ternary, sampled_rows(checkpoint, name))
+        votes += [vote for vote in found if vote is not None]
+    return bool(votes) and 2 * sum(votes) >= len(votes)
+
+
+def grid_format(checkpoint: Checkpoint) -> Scheme | None:
+    """The scheme of int4 grids on which at least half of some sampled rows lie, None when they do not."""
+    votes: list[bool] = []
+    widths = []
+    for name in _sampled_names(checkpoint):
+        own = sampled_votes(checkpoint, name)
+        votes += own
+        if own and all(own):
+            bits = BITS_OF[checkpoint.tensors[name].dtype]
+            widths.append(find_grid(sampled_rows(checkpoint, name), bits).width)
+    if not widths or 2 * sum(votes) < len(votes):
+        return None
+    return Scheme(WeightFormat.INT4, Counter(widths).most_common(1)[0][0])
+
+
+def _sampled_names(checkpoint: Checkpoint) -> list[str]:
+    """A few linear layers from all over the model."""
     names = [
         name
         for name, info in checkpoint.tensors.items()
         if tensor_class(name, len(info.shape)) is TensorClass.LINEAR and min(info.shape) > 0
     ]
-    votes = []
-    for name in names[:: max(len(names) // SAMPLED_TENSORS, 1)]:
-        middle = checkpoint.tensors[name].shape[0] // 2
-        start = max(middle - SAMPLED_ROWS // 2, 0)
-        rows = checkpoint.read(name, start, min(start + SAMPLED_ROWS, checkpoint.tensors[name].shape[0]))
-        votes += [vote for vote in map(is_ternary, rows) if vote is not None]
-    return bool(votes) and 2 * sum(votes) >= len(votes)
+    return names[:: max(len(names) // SAMPLED_TENSORS, 1)]

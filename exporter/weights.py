@@ -5,18 +5,16 @@ Peak memory is one row block with its temporaries, whatever the size of the mode
 
 from __future__ import annotations
 
-import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from cpm_edge.exporter.ahead import named, run_ahead
 from cpm_edge.exporter.checkpoint import Checkpoint
 from cpm_edge.exporter.checkpoint.integers import Order
 from cpm_edge.exporter.errors import CheckpointError, ExportError
@@ -37,7 +35,6 @@ from cpm_edge.quant.floats import check_finite, to_bf16_bits, to_fp16
 Rows = npt.NDArray[Any]
 Result = TypeVar("Result")
 
-WORKERS = min(os.cpu_count() or 1, 8)
 BLOCK_ELEMENTS = 1 << 20  # 4 MiB of float32
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -211,7 +208,7 @@ class ModelWeights:
         step = max(BLOCK_ELEMENTS // (shape[-1] if len(shape) > 1 else 1) & ~7, 8)
         for start in range(0, shape[0], step):
             block = self.checkpoint.read(name, start, min(start + step, shape[0]))
-            with _named(name, start):
+            with named(name, start):
                 check_finite(block.reshape(len(block), -1))
             yield block
 
@@ -220,7 +217,7 @@ class ModelWeights:
         scheme = self.scheme(name)
         if name in self.own:
             assert self.taken is not None
-            return _ahead(name, self.taken.jobs(name))
+            return run_ahead(name, self.taken.jobs(name, scheme))
         return self._each_block(name, lambda block: quantize(block, scheme))
 
     def _each_block(self, name: str, work: Callable[[npt.NDArray[np.float32]], Result]) -> Iterator[Result]:
@@ -232,14 +229,14 @@ class ModelWeights:
                 yield start, partial(work, block)
                 start += len(block)
 
-        return _ahead(name, jobs())
+        return run_ahead(name, jobs())
 
     def stored(self, name: str) -> Iterator[Rows]:
         """The tensor's row blocks in its float scheme: float32, float16, or bfloat16 as uint16 bits."""
         convert = _CONVERT[self.scheme(name).format]
         start = 0
         for block in self.blocks(name):
-            with _named(name, start):
+            with named(name, start):
                 yield convert(block)
             start += len(block)
 
@@ -275,23 +272,6 @@ def tensor_class(name: str, rank: int) -> TensorClass:
     return TensorClass.LINEAR if rank == 2 else TensorClass.NORM
 
 
-def _ahead(name: str, jobs: Iterator[tuple[int, Callable[[], Result]]]) -> Iterator[Result]:
-    """Results of a tensor's jobs (first row, work) in order, done ahead on every core."""
-
-    def named(start: int, work: Callable[[], Result]) -> Result:
-        with _named(name, start):
-            return work()
-
-    ahead: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for start, work in jobs:
-            ahead.append(pool.submit(named, start, work))
-            if len(ahead) > WORKERS:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-
-
 def _fp16(block: npt.NDArray[np.float32]) -> Rows:
     return to_fp16(block.reshape(len(block), -1)).reshape(block.shape)
 
@@ -307,21 +287,3 @@ def _widen(rows: Rows) -> npt.NDArray[np.float32]:
     if rows.dtype == np.uint16:
         return (rows.astype(np.uint32) << 16).view(np.float32)
     return rows.astype(np.float32, copy=False)
-
-
-class _named:  # noqa: N801 - reads as a statement: with _named(name, row)
-    """Puts the tensor's name and the true row into a QuantError."""
-
-    def __init__(self, name: str, start: int) -> None:
-        self._name = name
-        self._start = start
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, QuantError):
-            row = "" if error.row is None else f" row {self._start + error.row}"
-            raise CheckpointError(f"tensor {self._name}:{row} {error.text}", hint=error.hint) from error

@@ -1,4 +1,4 @@
-"""Damaged GPTQ, AWQ and Marlin checkpoints: refused by the name of the tensor, before anything is written."""
+"""Damaged GPTQ, AWQ, Marlin and trained checkpoints: refused by name, before anything is written."""
 
 from __future__ import annotations
 
@@ -233,3 +233,44 @@ def test_biases_that_the_model_does_not_have(bench: Bench, value: float, told: i
     write_checkpoint(bench.checkpoint, config_of("gptq"), stored)
     report = json.loads(bench.export("--json").stdout)
     assert len(report["warnings"]) == told
+
+
+@pytest.mark.parametrize(("target", "flavour"), TARGETS.values(), ids=TARGETS)
+def test_one_trained_weight_off_the_grid(bench: Bench, target: str, flavour: tuple[str, ...]) -> None:
+    stored = stored_of("qat")
+    weight = stored[f"{UP}.weight"]
+    column = 128 + int(np.abs(weight[77, 128:160].astype(np.float32)).argmax())
+    weight[77, column] *= 1.01
+    write_checkpoint(bench.checkpoint, config_of("qat"), stored)
+    refusal = bench.export_fails(*flavour, target=target)
+    refusal.says(
+        f"tensor {UP}.weight: row 77 is not on a grid", "columns 128 to 159", hint="--weight-format int4"
+    )
+    assert bench.export("--weight-format", "int4", "--group-size", "32").exit_code == 0
+
+
+def test_trained_scales_that_float16_does_not_hold(bench: Bench) -> None:
+    write_checkpoint(bench.checkpoint, config_of("qat-wide"), stored_of("qat-wide"))
+    refusal = bench.export_fails("--flavour", "native", target="aipc")
+    refusal.says("q_proj.weight", "float16 scales", hint="--flavour stock")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "linear", "words"),
+    [
+        ((), "int4 g128 sym", 0),
+        (("--weight-format", "int4"), "int4 g128 sym", 0),
+        (("--weight-format", "int4", "--group-size", "32"), "int4 g32 sym", 1),
+        (("--weight-format", "int8"), "int8 row sym", 1),
+        (("--weight-format", "bf16"), "bf16", 0),
+    ],
+)
+def test_a_format_asked_for_trained_weights(
+    bench: Bench, arguments: tuple[str, ...], linear: str, words: int
+) -> None:
+    write_checkpoint(bench.checkpoint, config_of("qat"), stored_of("qat"))
+    result = bench.export(*arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["weights"]["linear"] == linear
+    assert sum("by their training and" in text for text in report["warnings"]) == words

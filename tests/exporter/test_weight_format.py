@@ -11,8 +11,14 @@ import pytest
 from cpm_edge.exporter.checkpoint import Checkpoint, open_checkpoint
 from cpm_edge.exporter.errors import ExportWarning
 from cpm_edge.exporter.options import ExportOptions
-from cpm_edge.exporter.taken import StoredIntegers
-from cpm_edge.exporter.weight_format import Choice, choose_format, looks_ternary, note_rounded
+from cpm_edge.exporter.taken import GridIntegers, StoredIntegers
+from cpm_edge.exporter.weight_format import (
+    Choice,
+    choose_format,
+    grid_format,
+    looks_ternary,
+    note_rounded,
+)
 from cpm_edge.quant import WeightFormat
 from tests.support.bundles import Bundles
 from tests.support.checkpoints import Tensors, config_of, linear_names, tensors_of, write_checkpoint
@@ -153,3 +159,22 @@ def test_blocks_that_are_rounded_are_noted(
             note_rounded(weights)
     told = {str(warning.message) for warning in caught}
     assert {text.split(" and are")[0] for text in told if "stored as" in text} == noted
+
+
+@pytest.mark.parametrize(("variant", "group"), [("qat", 128), ("qat-32", 32), ("qat-floats", 64)])
+def test_weights_on_a_grid_are_taken_from_it(bundles: Bundles, variant: str, group: int) -> None:
+    with open_checkpoint(str(bundles.checkpoint(variant))) as checkpoint, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for asked, size in (("auto", None), ("int4", None), ("int4", group)):
+            choice = choose(asked, checkpoint, group_size=size)
+            assert choice.format is WeightFormat.INT4 and isinstance(choice.taken, GridIntegers)
+        assert choose("bf16", checkpoint) == Choice(WeightFormat.BF16)
+
+
+def test_ordinary_and_empty_weights_lie_on_no_grid(opened: type, bundles: Bundles) -> None:
+    with open_checkpoint(str(bundles.checkpoint("llama"))) as checkpoint:
+        assert grid_format(checkpoint) is None
+    tensors = tensors_of("llama")
+    for name in linear_names(tensors):
+        tensors[name][:] = 0
+    assert grid_format(opened(tensors, "llama")) is None

@@ -21,6 +21,7 @@ from tests.runtimes.fakes import CHATML, byte_level_tokenizer
 from tests.support.gguf_file import GGUFS, Blocks, blocks_of
 from tests.support.mlps import experts_config, fatrelu_config, mlp_tensors
 from tests.support.packed import LATENT_PACKINGS, PACKINGS, Int4, pack, quantized
+from tests.support.qat import QATS, in_bfloat16, trained
 from tests.support.sala import LIGHTNING, mixer_config, mixer_tensors
 from tests.support.sala import SPARSE as SPARSE_MIXER
 
@@ -166,7 +167,7 @@ def _packed_config(variant: str) -> Config:
 
 
 def config_of(variant: str) -> Config:
-    if variant in GGUFS:
+    if variant in GGUFS or variant in QATS:
         return _WIDE
     if variant in _PACKED:
         return _packed_config(variant) | {"quantization_config": _PACKED[variant].config()}
@@ -180,6 +181,9 @@ def tensors_of(variant: str) -> Tensors:
         return make_tensors(_packed_config(variant)) | matrices
     if variant in GGUFS:
         return gguf_sources(variant) | {name: b.weight() for name, b in gguf_of(variant).items()}
+    if variant in QATS:
+        rounded = {n: in_bfloat16(matrix).astype(np.float32) for n, matrix in trained_of(variant).items()}
+        return make_tensors(_WIDE) | rounded
     tensors = make_tensors(config_of(variant))
     groups = cycle(TERNARY.get(variant, (128,)))
     if config_of(variant) is _WIDE:
@@ -200,6 +204,13 @@ def packed_of(variant: str) -> dict[str, Int4]:
     return matrices
 
 
+def trained_of(variant: str) -> dict[str, Int4]:
+    """The matrices that a variant of QATS was trained to have, by name."""
+    training, tensors = QATS[variant], make_tensors(_WIDE)
+    names = [name for name in linear_names(tensors) if name.split(".")[-2] not in training.floats]
+    return {name: trained(tensors[name], training) for name in names}
+
+
 def gguf_sources(variant: str) -> Tensors:
     """The weights that a variant of GGUFS was quantized from."""
     tensors = make_tensors(_WIDE)
@@ -215,6 +226,8 @@ def gguf_of(variant: str) -> dict[str, Blocks]:
 
 def stored_of(variant: str) -> dict[str, npt.NDArray[Any]]:
     """What the weight file of a variant holds."""
+    if variant in QATS:
+        return make_tensors(_WIDE) | {n: in_bfloat16(matrix) for n, matrix in trained_of(variant).items()}
     if variant not in _PACKED:
         return dict(tensors_of(variant))
     matrices = packed_of(variant)

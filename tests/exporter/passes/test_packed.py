@@ -1,4 +1,4 @@
-"""GPTQ, AWQ, Marlin and GGUF integers arrive in every target as they are: equal codes, zeros and scales."""
+"""Integers of GPTQ, AWQ, Marlin, GGUF and trained checkpoints arrive in every target as they are."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from cpm_edge.plugins.matmul_nbits import reference
 from cpm_edge.plugins.matmul_nbits.spec import NBitsShape
 from cpm_edge.quant import quantize_int8
 from tests.support.bundles import Bundles
-from tests.support.checkpoints import gguf_of, linear_names, packed_of, tensors_of
-from tests.support.gguf_file import GGUFS
+from tests.support.checkpoints import gguf_of, linear_names, packed_of, tensors_of, trained_of
 from tests.support.packed import PACKINGS, WIDE, Int4
+from tests.support.qat import QAT_WIDE, QATS
 from tests.support.stored import PanelFormat, constants, nibbles, panel_formats
 
 pytestmark = pytest.mark.filterwarnings("ignore:2 linear layers are stored as Q6_K")
@@ -24,14 +24,17 @@ OPTIONS: dict[str, Any] = {"weight_format": "auto"}
 PLAIN = OPTIONS | {"embedding_format": "fp32", "head_format": "fp32"}
 # With the number of matrices that keep their integers, of 14.
 VARIANTS = {variant: 10 if packing.floats else 14 for variant, packing in PACKINGS.items()}
+VARIANTS |= {variant: 10 if training.floats else 14 for variant, training in QATS.items()}
 VARIANTS |= {"gguf-q4_0": 14, "gguf-q4_1-zeros": 14, "gguf-q8_0": 14, "gguf-mixed": 12}
 for_variants = pytest.mark.parametrize("variant", VARIANTS)
 
 
 def matrices_of(variant: str) -> dict[str, Int4]:
     """The linear layers whose integers are to arrive."""
-    if variant not in GGUFS:
+    if variant in PACKINGS:
         return packed_of(variant)
+    if variant in QATS:
+        return trained_of(variant)
     blocks = {name: b.integers for name, b in gguf_of(variant).items() if ".layers." in name}
     return {name: matrix for name, matrix in blocks.items() if matrix is not None}
 
@@ -47,6 +50,11 @@ def is_symmetric(matrix: Int4) -> bool:
 def grouped(values: npt.NDArray[Any], groups: int) -> npt.NDArray[Any]:
     """Values of the checkpoint's groups, repeated for each of the smaller groups that they are split into."""
     return np.repeat(values, groups // values.shape[1], axis=1)
+
+
+def check_scales(variant: str, got: npt.NDArray[Any], expected: npt.NDArray[np.float32]) -> None:
+    """Equal; what training multiplied with in float32 is known but for what rounding to bfloat16 left of it."""
+    np.testing.assert_allclose(got, expected, rtol=2.0**-8 if variant == QAT_WIDE else 0, atol=0)
 
 
 def data(graph: ir.Graph, value: ir.Value | None) -> npt.NDArray[Any]:
@@ -70,7 +78,7 @@ def test_matmul_nbits_holds_the_checkpoint(bundles: Bundles, variant: str) -> No
         assert node.attributes.get_int("bits") == (8 if is_bytes(matrix) else 4)
         np.testing.assert_array_equal(codes if is_bytes(matrix) else nibbles(codes), stored.codes)
         scales = data(graph, node.inputs[2]).reshape(rows, -1)
-        np.testing.assert_array_equal(scales, grouped(stored.scales, groups))
+        check_scales(variant, scales, grouped(stored.scales, groups))
         if is_symmetric(matrix):
             assert len(node.inputs) == 3
         else:
@@ -98,9 +106,9 @@ def test_openvino_constants_hold_the_checkpoint(bundles: Bundles, variant: str) 
         codes = (codes ^ np.uint8({"i8": 0x80, "i4": 0x88, "u4": 0}[kind])).reshape(rows, -1)
         np.testing.assert_array_equal(codes if is_bytes(matrix) else nibbles(codes), sorted_.codes)
         kind, _, scales = stored[f"{name}.scales"]
-        assert kind == ("f32" if variant == WIDE else "f16")
-        values = scales.view(np.float32 if variant == WIDE else np.float16).reshape(rows, -1)
-        np.testing.assert_array_equal(values, grouped(sorted_.scales, shape[1]))
+        assert kind == ("f32" if variant in (WIDE, QAT_WIDE) else "f16")
+        values = scales.view(np.float32 if variant in (WIDE, QAT_WIDE) else np.float16).reshape(rows, -1)
+        check_scales(variant, values, grouped(sorted_.scales, shape[1]))
         if not is_symmetric(matrix):
             _, _, zeros = stored[f"{name}.zeros"]
             values = nibbles(zeros.reshape(1, -1)).reshape(-1)[: rows * shape[1]].reshape(rows, -1)
@@ -129,7 +137,7 @@ def rounded(weight: npt.NDArray[np.float32]) -> Int4:
     return Int4(q.codes, zeros, q.scales, np.zeros(weight.shape[1], np.int32))
 
 
-@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant != WIDE])
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant not in (WIDE, QAT_WIDE)])
 def test_native_panels_hold_the_checkpoint(bundles: Bundles, variant: str) -> None:
     path = bundles.open(variant, "aipc", **OPTIONS, flavour="native").file("openvino_native.xml")
     formats, tensors, matrices = panel_formats(path), tensors_of(variant), matrices_of(variant)
