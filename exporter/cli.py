@@ -60,14 +60,15 @@ def _list_models(context: click.Context, _: click.Parameter, value: bool) -> Non
     "--weight-format",
     default="auto",
     type=click.Choice(WEIGHT_FORMATS),
-    help="Of linear layers. auto: ternary when the checkpoint is ternary, else int4.",
+    help="Of linear layers. auto: that of a quantized checkpoint (GPTQ, AWQ, QAT, ternary, GGUF), whose "
+    "integers are kept, else int4.",
 )
 @click.option(
     "--group-size",
     type=click.Choice(["32", "64", "128"]),
     show_default=False,
     help="Columns that share an int4 scale: 32 (default) is the most exact, 128 the smallest. "
-    "Ternary weights bring their own.",
+    "Quantized checkpoints bring their own.",
 )
 @click.option("--sym/--asym", "symmetric", default=True, help="int4 without or with zero points.")
 @click.option(
@@ -177,7 +178,7 @@ def _print_summary(result: Any) -> None:
     others = manifest.weights["other_groups"]
     if others:
         notes = sorted(set(others.values()))
-        table.add_row("", f"{len(others)} tensors with another group: {'; '.join(notes)}")
+        table.add_row("", f"{len(others)} tensors in another format: {'; '.join(notes)}")
     table.add_row("embedding, head", f"{manifest.weights['embedding']}, {manifest.weights['head']}")
     if manifest.weights["absorbed"]:
         table.add_row("kv_b_proj", manifest.weights["absorbed"])

@@ -253,6 +253,7 @@ def _manifest(plan: Plan, weights: ModelWeights, built: Built) -> Manifest:
             "absorbed": weights.absorbed_format(),
             "activations": built.activations,
             "other_groups": other_groups,
+            "taken_from": weights.taken_from(),
         },
         ops=built.ops,
         cache=built.cache,

@@ -46,10 +46,13 @@ for piece in model.stream("Why is the sky blue?", max_new_tokens=200):
 def linear_layers(weights: dict[str, Any]) -> str:
     """What the linear layers are and take, from ``Manifest.weights``.
 
-    For example ``int4 g32 sym, 59.7 MB, 28.1% of bf16``.
+    For example ``int4 g128 sym as in the checkpoint (GPTQ), 59.7 MB, 28.1% of bf16``.
     """
     stored, share = weights["linear_bytes"], weights["linear_bytes"] / weights["linear_parameters"] / 2
-    taken = " as in the checkpoint" if weights["linear"].startswith("ternary") else ""
+    origins = weights.get("taken_from", {})
+    named = ", ".join(name for name in origins if name != "ternary")
+    taken = " as in the checkpoint" if origins else ""
+    taken += f" ({named})" if named else ""
     return f"{weights['linear']}{taken}, {stored / 1e6:.1f} MB, {share:.1%} of bf16"
 
 

@@ -178,6 +178,13 @@ class ModelWeights:
         others = {name: scheme.describe() for name, scheme in linear.items() if scheme != usual}
         return usual, self.notes | others
 
+    def taken_from(self) -> dict[str, int]:
+        """How many linear layers keep the integers of the checkpoint, by what these are stored as there."""
+        linear = [name for name in self.found if self.kind(name) is TensorClass.LINEAR]
+        origins = [self.checkpoint.packed.get(name, "trained int4") for name in linear if name in self.own]
+        origins += ["ternary" for name in linear if self.found[name].format is WeightFormat.TERNARY]
+        return dict(Counter(origins))
+
     def head_scheme(self) -> Scheme:
         """What the output head is stored in, be it the embedding or a tensor of its own."""
         return self.scheme(HEAD if HEAD in self.shapes else EMBEDDING)

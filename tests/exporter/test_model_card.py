@@ -27,6 +27,21 @@ def test_the_card_tells_what_ternary_layers_take(bundles: Bundles) -> None:
     assert "| linear layers | ternary g128 as in the checkpoint, 0.3 MB, 13.3% of bf16 |" in card
 
 
+@pytest.mark.parametrize(
+    ("variant", "words"),
+    [
+        ("gptq", "int4 g128 sym as in the checkpoint (GPTQ), 0.6 MB"),
+        ("gguf-q8_0", "int8 g32 sym as in the checkpoint (Q8_0), 1.3 MB"),
+        ("qat", "int4 g128 sym as in the checkpoint (trained int4), 0.6 MB"),
+    ],
+)
+def test_the_card_tells_what_was_taken(bundles: Bundles, variant: str, words: str) -> None:
+    options = {"embedding_format": "fp32", "head_format": "fp32"}
+    bundle = bundles.open(variant, "ort", weight_format="auto", **options)
+    card = (bundle.path / "README.md").read_text("utf-8")
+    assert f"| linear layers | {words}" in card, card
+
+
 def test_the_card_tells_when_attention_is_sparse(bundles: Bundles) -> None:
     card = (bundles.open("sparse", "ort").path / "README.md").read_text(encoding="utf-8")
     assert "InfLLM-V2 sparse from 64 tokens on: 3 blocks of 16 tokens and a window of 32" in card

@@ -53,7 +53,7 @@ def grouped(values: npt.NDArray[Any], groups: int) -> npt.NDArray[Any]:
 
 
 def check_scales(variant: str, got: npt.NDArray[Any], expected: npt.NDArray[np.float32]) -> None:
-    """Equal; what training multiplied with in float32 is known but for what rounding to bfloat16 left of it."""
+    """Equal, but for float32 scales of training: rounding to bfloat16 left an interval of them."""
     np.testing.assert_allclose(got, expected, rtol=2.0**-8 if variant == QAT_WIDE else 0, atol=0)
 
 
