@@ -25,12 +25,18 @@ def gather_columns(graph: ir.Graph, weights: ModelWeights) -> int:
 
     Returns:
         How many there are.
+
+    Raises:
+        ExportError: such a weight is not that of a product.
     """
+    absorbed = [name for name in weights.names() if weights.kind(name) is TensorClass.ABSORBED]
+    ordered = {name for name in weights.own if weights.column_order(name) is not None} - set(absorbed)
     gathered: dict[tuple[ir.Value, str], ir.Value] = {}
     for linear in find_linears(graph):
         order = weights.column_order(linear.weight.name or "")
         if order is None:
             continue
+        ordered.discard(linear.weight.name or "")
         indices = order.astype(np.int32)
         name = ORDER + hashlib.sha256(indices.tobytes()).hexdigest()[:16]
         key = (linear.x, name)
@@ -43,15 +49,19 @@ def gather_columns(graph: ir.Graph, weights: ModelWeights) -> int:
             )
             graph.insert_before(linear.matmul, builder.nodes)
         linear.matmul.replace_input_with(0, gathered[key])
-    return len(gathered) + _restore_absorbed(graph, weights)
+    if ordered:
+        raise ExportError(
+            f"tensor {min(ordered)}: its columns are in act order (desc_act), which products alone take",
+            hint="export a checkpoint that was quantized with desc_act false",
+        )
+    return len(gathered) + _restore_absorbed(graph, weights, absorbed)
 
 
-def _restore_absorbed(graph: ir.Graph, weights: ModelWeights) -> int:
+def _restore_absorbed(graph: ir.Graph, weights: ModelWeights, absorbed: list[str]) -> int:
     """Put the columns of a matrix whose parts the graph uses into their places before any product."""
     count = 0
-    for name in weights.names():
-        order = weights.column_order(name) if weights.kind(name) is TensorClass.ABSORBED else None
-        if order is None:
+    for name in absorbed:
+        if (order := weights.column_order(name)) is None:
             continue
         weight = graph.initializers[name]
         users = list(weight.uses())
