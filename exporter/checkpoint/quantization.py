@@ -101,10 +101,14 @@ def read_quantization(config: Mapping[str, Any], folder: Path) -> Quantization |
         reader.only("pack_dtype", ("int32",), "int32")
         for key in ("rotation", "adapter"):
             reader.only(key, (None,), None)
-        reader.skip("quant_method", "method", *INFORMATION)
-        reader.finish(strict=True)
     except ConfigError as error:
         raise ConfigError(error.message, hint=WAY_OUT) from error
+    reader.skip("quant_method", "method", *INFORMATION)
+    try:
+        reader.finish(strict=True)
+    except ConfigError as error:
+        hint = f"delete them there if they only tell how the weights were calibrated; else {WAY_OUT}"
+        raise ConfigError(error.message, hint=hint) from error
     return found
 
 

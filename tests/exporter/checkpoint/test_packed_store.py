@@ -108,7 +108,7 @@ GPTQ = {"quant_method": "gptq", "bits": 4}
         (GPTQ | {"checkpoint_format": "bitblas"}, "checkpoint_format: expected gptq, .*, got bitblas"),
         (GPTQ | {"pack_dtype": "int64"}, "pack_dtype: expected int32, got int64"),
         (GPTQ | {"rotation": "hadamard"}, "rotation: expected nothing, got hadamard"),
-        (GPTQ | {"mystery": 1}, "unknown keys mystery"),
+        (GPTQ | {"mystery": 1}, "quantization_config: unknown keys mystery"),
         ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "version: expected gemm or marlin, got gemv"),
     ],
 )
