@@ -54,6 +54,7 @@ def fused(raw: Raw) -> None:
         raw[f"model.layers.0.self_attn.qkv_proj.{part}"] = raw.pop(f"model.layers.0.self_attn.q_proj.{part}")
 
 
+AFFINE = ("scales", "qzeros")
 DAMAGED = "download or copy the checkpoint again"
 # Variant, damage, what the error says, hint.
 DAMAGES: dict[str, tuple[str, Callable[[Raw], None], list[str], str]] = {
@@ -87,6 +88,36 @@ DAMAGES: dict[str, tuple[str, Callable[[Raw], None], list[str], str]] = {
         [f"{UP}.qzeros", "[2, 64]", "[1, 64]"],
         DAMAGED,
     ),
+    "missing groups of gptq": (
+        "gptq-asym",
+        lambda raw: (cut("scales", slice(0, 7))(raw), cut("qzeros", slice(0, 7))(raw))[0],
+        [f"{UP}.scales", "expected 8 groups (256 columns, group size 32), got 7"],
+        DAMAGED,
+    ),
+    "missing groups of marlin": (
+        "marlin",
+        cut("s", slice(0, 1)),
+        [f"{UP}.s", "expected 2 groups", "got 1"],
+        DAMAGED,
+    ),
+    "too many groups": (
+        "awq",
+        lambda raw: raw.update({f"{UP}.{part}": np.repeat(raw[f"{UP}.{part}"], 2, 0) for part in AFFINE}),
+        [f"{UP}.scales", "expected 2 groups", "got 4"],
+        DAMAGED,
+    ),
+    "truncated marlin": (
+        "marlin",
+        cut("B", slice(0, 15)),
+        [f"{UP}.s", "expected 1.875 groups (240 columns, group size 128), got 2"],
+        DAMAGED,
+    ),
+    "truncated rows of awq": (
+        "awq",
+        cut("qweight", slice(None), slice(0, 63)),
+        [f"{UP}.qweight", "expected [columns, 512 / 8]", "got [256, 63]"],
+        DAMAGED,
+    ),
     "a zero scale": (
         "gptq",
         put("scales", (1, 77), 0),
@@ -99,11 +130,30 @@ DAMAGES: dict[str, tuple[str, Callable[[Raw], None], list[str], str]] = {
         [f"{UP}.scales", "row 5", "nan"],
         "damaged",
     ),
+    "a zero awq scale": (
+        "awq",
+        put("scales", (1, 77), 0),
+        [f"{UP}.scales", "row 77 has the scale 0.0 in group 1"],
+        "damaged",
+    ),
+    "an infinite scale": ("gptq", put("scales", (0, 5), np.inf), [f"{UP}.scales", "row 5", "inf"], "damaged"),
     "a zero marlin scale": ("marlin", put("s", (1, 0), 0), [f"{UP}.s", "row 0 has the scale 0.0"], "damaged"),
     "a group that does not exist": (
         "gptq-act-order",
         put("g_idx", 9, 2),
         [f"{UP}.g_idx", "expected groups within [0, 2), got 2 for column 9"],
+        DAMAGED,
+    ),
+    "a group before the first": (
+        "gptq",
+        put("g_idx", 9, -1),
+        [f"{UP}.g_idx", "expected groups within [0, 2), got -1 for column 9"],
+        DAMAGED,
+    ),
+    "a truncated g_idx": (
+        "gptq-act-order",
+        cut("g_idx", slice(0, 255)),
+        [f"{UP}.g_idx", "expected shape [256], got [255]"],
         DAMAGED,
     ),
     "a group of another width": (
@@ -154,7 +204,9 @@ def test_damage_is_named(
 
 
 @pytest.mark.parametrize(("target", "flavour"), TARGETS.values(), ids=TARGETS)
-@pytest.mark.parametrize("name", ["a zero scale", "a group that does not exist"])
+@pytest.mark.parametrize(
+    "name", ["a zero scale", "a zero awq scale", "a zero marlin scale", "a group that does not exist"]
+)
 def test_damage_is_named_for_every_target(
     bench: Bench, target: str, flavour: tuple[str, ...], name: str
 ) -> None:
@@ -247,6 +299,20 @@ def test_one_trained_weight_off_the_grid(bench: Bench, target: str, flavour: tup
         f"tensor {UP}.weight: row 77 is not on a grid", "columns 128 to 159", hint="--weight-format int4"
     )
     assert bench.export("--weight-format", "int4", "--group-size", "32").exit_code == 0
+
+
+def test_a_trained_weight_that_is_no_number(bench: Bench) -> None:
+    stored = stored_of("qat")
+    stored[f"{UP}.weight"][77, 9] = np.nan
+    write_checkpoint(bench.checkpoint, config_of("qat"), stored)
+    bench.export_fails().says(f"tensor {UP}.weight: row 77 holds NaN or infinity", hint="damaged")
+
+
+def test_a_trained_matrix_whose_groups_are_cut(bench: Bench) -> None:
+    stored = stored_of("qat")
+    stored[f"{UP}.weight"] = np.ascontiguousarray(stored[f"{UP}.weight"][:, :224])
+    write_checkpoint(bench.checkpoint, config_of("qat"), stored)
+    bench.export_fails().says(f"tensor {UP}.weight", "[512, 256]", "got [512, 224]", hint="different models")
 
 
 def test_trained_scales_that_float16_does_not_hold(bench: Bench) -> None:

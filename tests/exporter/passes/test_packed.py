@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,25 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
+from cpm_edge.exporter.export import export
+from cpm_edge.exporter.options import ExportOptions
+from cpm_edge.exporter.progress import Progress
 from cpm_edge.plugins.matmul_nbits import reference
 from cpm_edge.plugins.matmul_nbits.spec import NBitsShape
 from cpm_edge.quant import quantize_int8
 from tests.support.bundles import Bundles
-from tests.support.checkpoints import gguf_of, linear_names, packed_of, tensors_of, trained_of
-from tests.support.packed import PACKINGS, WIDE, Int4
+from tests.support.checkpoints import (
+    config_of,
+    gguf_of,
+    linear_names,
+    make_tensors,
+    packed_of,
+    stored_of,
+    tensors_of,
+    trained_of,
+    write_checkpoint,
+)
+from tests.support.packed import PACKINGS, WIDE, Int4, Packing, pack, quantized
 from tests.support.qat import QAT_WIDE, QATS
 from tests.support.stored import PanelFormat, constants, nibbles, panel_formats
 
@@ -191,3 +205,37 @@ def test_openvino_multiplies_integers(bundles: Bundles) -> None:
             if info["layerType"].astype(str) == "FullyConnected":
                 found.append(info["runtimePrecision"].astype(str))
         assert found.count(kind) == 14, (variant, found)
+
+
+@pytest.mark.parametrize(
+    ("options", "stored"), [({}, "int4 g128 asym"), ({"head_format": "int8"}, "int8 row sym")]
+)
+def test_a_quantized_head(tmp_path: Path, options: dict[str, str], stored: str) -> None:
+    """GPTQ with lm_head true: its integers are kept too, unless another format is asked for."""
+    packing = Packing("gptq", 128, symmetric=False)
+    tensors = stored_of("gptq-asym")
+    head = quantized(np.asarray(tensors.pop("lm_head.weight")), packing, 0)
+    config = config_of("gptq-asym") | {"quantization_config": packing.config() | {"lm_head": True}}
+    matrices = {
+        name: pack(name.removesuffix(".weight"), quantized(weight, packing, 0), packing)
+        for name, weight in make_tensors(config).items()
+        if name in packed_of("gptq-asym")
+    }
+    for raw in matrices.values():
+        tensors |= raw
+    tensors |= pack("lm_head", head, packing)
+    for flavour in ("stock", "native"):
+        result = export(
+            ExportOptions(
+                model=str(write_checkpoint(tmp_path / "model", config, tensors)),
+                target="aipc",
+                output=tmp_path / f"{flavour}-bundle",
+                flavour=flavour,
+                **options,
+            ),
+            Progress(enabled=False),
+        )
+        assert result.manifest.weights["head"] == stored and result.manifest.verification["passed"]
+    if not options:
+        constant = constants(tmp_path / "stock-bundle" / "openvino_model.xml")["lm_head.weight.codes"]
+        np.testing.assert_array_equal(nibbles(constant[2].reshape(len(head.codes), -1)), head.codes)
