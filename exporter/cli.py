@@ -195,6 +195,9 @@ def _print_summary(result: Any) -> None:
             f"cosine {report['cosine']:.6f}, max abs {report['max_abs']:.2e} (logit std "
             f"{report['logit_std']:.2f}), top-1 {report['top1']:.1%} on {report['tokens']} tokens",
         )
+        if report["judged_by"] == "median_cosine":
+            median = report["median_cosine"]
+            table.add_row("", f"median row {median:.6f}, which counts: rounding may turn a choice in an MLP")
         if manifest.attention["sparse"]:
             table.add_row("", f"{report['sparse_rows']} of them attended sparsely (--verify-tokens)")
         table.add_row(

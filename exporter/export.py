@@ -21,6 +21,7 @@ from cpm_edge.exporter.errors import ExportError, ExportWarning
 from cpm_edge.exporter.model_card import model_card
 from cpm_edge.exporter.options import ExportOptions
 from cpm_edge.exporter.passes.column_order import gather_columns
+from cpm_edge.exporter.passes.experts import inline_uneven_experts
 from cpm_edge.exporter.progress import Progress
 from cpm_edge.exporter.registry import Architecture, find_architecture
 from cpm_edge.exporter.taken import Taken
@@ -82,6 +83,7 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
                 job.weights.find_schemes(progress.advance)
                 _check_groups(plan, job.weights)
                 note_rounded(job.weights)
+                inline_uneven_experts(job.model, job.weights)
                 gather_columns(job.model.graph, job.weights)
             with progress.weights("Converting weights", elements), _timed(seconds, "lower"):
                 built = _target(options.target).build(job)

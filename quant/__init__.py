@@ -21,6 +21,7 @@ from cpm_edge.quant.ternary import (
     is_ternary,
     pack_ternary,
     quantize_ternary,
+    ternary_as_int4,
     unpack_ternary,
 )
 
@@ -53,6 +54,7 @@ __all__ = [
     "quantize_int4",
     "quantize_int8",
     "quantize_ternary",
+    "ternary_as_int4",
     "to_bf16_bits",
     "to_fp16",
     "unpack_int4",

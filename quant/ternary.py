@@ -14,6 +14,7 @@ import numpy.typing as npt
 from cpm_edge.quant.errors import QuantError
 from cpm_edge.quant.floats import refuse_non_finite
 from cpm_edge.quant.formats import Quantized, Scheme, WeightFormat
+from cpm_edge.quant.int4 import ZERO as INT4_ZERO
 from cpm_edge.quant.int4 import Bytes
 from cpm_edge.quant.scales import ZERO_GROUP_SCALE, Floats, grouped, half_exact
 
@@ -109,6 +110,18 @@ def quantize_ternary(weight: Floats, group_size: int | None = None, wide_scales:
     codes = (weight > 0).view(np.uint8) + np.uint8(ZERO)
     codes -= (weight < 0).view(np.uint8)
     return Quantized(codes, np.where(peaks == 0, ZERO_GROUP_SCALE, peaks), None, scheme)
+
+
+def ternary_as_int4(q: Quantized) -> Quantized:
+    """The same weights in symmetric int4, for layouts that have no two bits: codes 7, 8 and 9.
+
+    Raises:
+        QuantError: not ternary.
+    """
+    if q.scheme.format is not WeightFormat.TERNARY:
+        raise QuantError(f"expected ternary codes, got {q.scheme.describe()}")
+    scheme = Scheme(WeightFormat.INT4, q.scheme.group_size)
+    return Quantized(q.codes + np.uint8(INT4_ZERO - ZERO), q.scales, None, scheme)
 
 
 def pack_ternary(codes: Bytes) -> Bytes:

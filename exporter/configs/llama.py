@@ -66,6 +66,11 @@ class LlamaConfig:
         return {"key": rows, "value": rows}
 
     @property
+    def makes_choices(self) -> bool:
+        """Whether rounding may turn a choice in an MLP: which expert, whether a gate passes."""
+        return self.gate_threshold is not None
+
+    @property
     def max_context(self) -> int:
         """The longest context the checkpoint was made for, in tokens."""
         return self.rope.longest

@@ -52,6 +52,10 @@ class MiniCPMMoEConfig(MiniCPMConfig):
         config.attention_spec(0)
         return config
 
+    @property
+    def makes_choices(self) -> bool:
+        return self.num_experts_per_tok < self.num_experts
+
     def experts_spec(self) -> MixtureOfExpertsSpec:
         """Attributes of the op of every layer."""
         return MixtureOfExpertsSpec(self.num_experts, self.num_experts_per_tok)

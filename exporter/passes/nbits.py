@@ -68,13 +68,7 @@ class NBitsWeights:
     def run(self) -> None:
         """Write every tensor and rewrite the nodes that read it."""
         for name in self._weights.names():
-            scheme = self._weights.scheme(name)
-            if self._weights.kind(name) is TensorClass.ABSORBED:
-                self._expand(name, scheme)
-            elif scheme.format.is_float:
-                self._write_float(name, scheme)
-            else:
-                self._packed[name] = self._write_integers(name, scheme)
+            self._write(name)
             self._progress(self._weights.elements(name))
         self._graph.opset_imports[MICROSOFT] = 1
         replace_linears(self._graph, self._linear)
@@ -83,6 +77,15 @@ class NBitsWeights:
                 self._lookup(node)
         for name in self._packed:
             self._graph.initializers.pop(name)
+
+    def _write(self, name: str) -> None:
+        scheme = self._weights.scheme(name)
+        if self._weights.kind(name) is TensorClass.ABSORBED:
+            self._expand(name, scheme)
+        elif scheme.format.is_float:
+            self._write_float(name, scheme)
+        else:
+            self._packed[name] = self._write_integers(name, scheme)
 
     def _is_weight(self, value: ir.Value) -> bool:
         return value.name in self._weights.shapes

@@ -5,15 +5,24 @@ The parameters become constants in the serialized IR (openvino_constants), so th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cpm_edge.exporter.weights import ModelWeights
-from cpm_edge.quant import Scheme, WeightFormat, openvino_i4, openvino_i8, openvino_u2, openvino_u4
+from cpm_edge.quant import (
+    Scheme,
+    WeightFormat,
+    openvino_i4,
+    openvino_i8,
+    openvino_u2,
+    openvino_u4,
+    ternary_as_int4,
+)
 
 Rows = npt.NDArray[Any]
 
@@ -26,19 +35,21 @@ class OpenVinoWeights:
     """Replaces weight parameters of ``model`` and then yields their data.
 
     Attributes:
-        model: OpenVINO model with a float32 parameter for each weight.
+        model: OpenVINO model with a float32 parameter for each weight or stack of weights.
+        stacks: tensors of one shape and format that are one constant, by its name.
         placeholders: the parameters that stand for constants, by name.
     """
 
     model: Any
     weights: ModelWeights
+    stacks: Mapping[str, list[str]] = field(default_factory=dict)
     placeholders: set[str] = field(default_factory=set)
 
     def replace_parameters(self) -> None:
         """Put each weight's stored form and its decompression in place of the float32 parameter."""
         for parameter in list(self.model.get_parameters()):
             name = parameter.get_friendly_name()
-            if name not in self.weights.shapes:
+            if name not in self.weights.shapes and name not in self.stacks:
                 continue
             users = list(parameter.output(0).get_target_inputs())
             value = self._decompressed(name)
@@ -48,26 +59,46 @@ class OpenVinoWeights:
         _fold_transposes(self.model)
 
     def data(self, name: str) -> Iterator[tuple[str, Iterator[Rows]]]:
-        """(placeholder name, row blocks) of one weight, in writing order."""
-        scheme = self.weights.scheme(name)
+        """(placeholder name, row blocks) of one weight, in writing order; a stack with its first tensor."""
+        name, tensors = self._stack_of(name)
+        if not tensors:
+            return
+        scheme = self._scheme(name)
         if scheme.format.is_float:
-            yield name, self.weights.stored(name)
+            yield name, chain.from_iterable(map(self.weights.stored, tensors))
             return
         scales: list[Rows] = []
         zeros: list[Rows] = []
-        yield name + CODES, self._codes(name, scheme, scales, zeros)
+        yield name + CODES, self._codes(tensors, scheme, scales, zeros)
         scale_type = np.float32 if scheme.wide_scales else np.float16
         yield name + SCALES, iter([np.concatenate(scales).astype(scale_type)])
         if zeros:
             yield name + ZEROS, iter(zeros)
 
-    def _codes(self, name: str, scheme: Scheme, scales: list[Rows], zeros: list[Rows]) -> Iterator[Rows]:
-        for quantized in self.weights.quantized(name):
-            scales.append(quantized.scales)
+    def _stack_of(self, name: str) -> tuple[str, list[str]]:
+        """The constant that a tensor belongs to, and what to write with it: all with the first of a stack."""
+        for stack, tensors in self.stacks.items():
+            if name in tensors:
+                return stack, tensors if name == tensors[0] else []
+        return name, [name]
+
+    def _scheme(self, name: str) -> Scheme:
+        """How a constant is stored; the tensors of a stack share the smallest group that one of them has."""
+        schemes = [self.weights.scheme(tensor) for tensor in self.stacks.get(name, [name])]
+        groups = [scheme.group_size for scheme in schemes if scheme.group_size is not None]
+        wide = any(scheme.wide_scales for scheme in schemes)
+        return replace(schemes[0], group_size=min(groups, default=None), wide_scales=wide)
+
+    def _codes(
+        self, tensors: list[str], scheme: Scheme, scales: list[Rows], zeros: list[Rows]
+    ) -> Iterator[Rows]:
+        for quantized in chain.from_iterable(map(self.weights.quantized, tensors)):
+            repeat = scheme.groups(quantized.codes.shape[1]) // quantized.scales.shape[1]
+            scales.append(np.repeat(quantized.scales, repeat, axis=1))
             if scheme.format is WeightFormat.INT8:
                 yield openvino_i8(quantized)
             elif scheme.format is WeightFormat.TERNARY:
-                yield openvino_u2(quantized)
+                yield openvino_u2(quantized) if len(tensors) == 1 else openvino_i4(ternary_as_int4(quantized))
             elif scheme.symmetric:
                 yield openvino_i4(quantized)
             else:
@@ -87,21 +118,24 @@ class OpenVinoWeights:
     def _decompressed(self, name: str) -> Any:
         import openvino.opset15 as ops
 
-        scheme, shape = self.weights.scheme(name), list(self.weights.shapes[name])
+        scheme, stack = self._scheme(name), self.stacks.get(name, [])
+        shape = [*([len(stack)] if stack else []), *self.weights.shapes[stack[0] if stack else name]]
         if scheme.format.is_float:
             stored = self._placeholder(name, shape, _FLOAT[scheme.format])
             return stored if scheme.format is WeightFormat.FP32 else _marked(ops.convert(stored, "f32"))
-        rows, cols = shape
+        *rows, cols = shape
         grouped = scheme.group_size is not None and scheme.group_size < cols
         groups = scheme.groups(cols)
-        packed_shape = [rows, groups, cols // groups] if grouped else shape
-        scale_shape = [rows, groups, 1] if grouped else [rows, 1]
-        kind, precision = _element_type(scheme), "f32" if scheme.wide_scales else "f16"
+        packed_shape = [*rows, groups, cols // groups] if grouped else shape
+        scale_shape = [*rows, groups, 1] if grouped else [*rows, 1]
+        # The plugins multiply with chosen experts of 4 and 8 bits.
+        kind = "i4" if stack and scheme.format is WeightFormat.TERNARY else _element_type(scheme)
+        precision = "f32" if scheme.wide_scales else "f16"
         value = ops.convert(self._placeholder(name + CODES, packed_shape, kind), precision)
         if not scheme.symmetric:
             zeros = ops.convert(self._placeholder(name + ZEROS, scale_shape, kind), precision)
             value = ops.subtract(value, zeros)
-        elif scheme.format is WeightFormat.TERNARY:
+        elif kind == "u2":
             one = np.ones([1] * len(packed_shape), np.float32 if scheme.wide_scales else np.float16)
             value = ops.subtract(value, ops.constant(one))
         value = ops.multiply(value, self._placeholder(name + SCALES, scale_shape, precision))

@@ -15,8 +15,10 @@ from onnx_ir.passes.common import InlinePass
 from cpm_edge.exporter.disk import openvino_disk_errors
 from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.passes.context_inputs import past_from_attention_mask
+from cpm_edge.exporter.passes.experts import find_experts
 from cpm_edge.exporter.passes.openvino_attention import dense_attention
 from cpm_edge.exporter.passes.openvino_constants import attach_constants
+from cpm_edge.exporter.passes.openvino_experts import stack_experts, tiled_experts
 from cpm_edge.exporter.passes.openvino_names import renumber
 from cpm_edge.exporter.passes.openvino_state import make_stateful, stable_topk
 from cpm_edge.exporter.passes.openvino_weights import OpenVinoWeights
@@ -26,6 +28,7 @@ from cpm_edge.exporter.targets.openvino_tokenizer import DETOKENIZER, TOKENIZER,
 from cpm_edge.plugins import DOMAIN, VERSION
 from cpm_edge.plugins.linear_attention.body import functions as linear_functions
 from cpm_edge.plugins.linear_attention.spec import OP as LINEAR
+from cpm_edge.plugins.mixture_of_experts.spec import OP as EXPERTS
 from cpm_edge.plugins.sparse_attention.body import functions
 from cpm_edge.plugins.sparse_attention.latent_body import latent_functions
 from cpm_edge.plugins.sparse_attention.spec import OP, SparseAttentionSpec
@@ -52,8 +55,9 @@ def build(job: BuildJob) -> Built:
     spec = job.config.attention_spec(0)
     kv_cache = _kv_cache(job, spec)
     activations = job.activations or "fp32"
+    stacks = stack_experts(job.model.graph, find_experts(job.model.graph))
     model = _read(job.model, spec)
-    weights = OpenVinoWeights(model, job.weights)
+    weights = OpenVinoWeights(model, job.weights, stacks)
     weights.replace_parameters()
     stable_topk(model)
     make_stateful(model)
@@ -70,6 +74,8 @@ def build(job: BuildJob) -> Built:
     how = {OP: "SDPA" if _is_fused(spec) else INLINED}
     if "recurrent" in layers:
         how[LINEAR] = INLINED
+    if stacks:
+        how[EXPERTS] = "products that the plugins make GatherMatmul of"
     return Built(
         engine=_engine(),
         cache={
@@ -153,6 +159,7 @@ def _read(model: ir.Model, spec: SparseAttentionSpec) -> Any:
             del graph.initializers[name]
             graph.inputs.append(value)
     core = ov.Core()
+    core.add_extension(ConversionExtension(EXPERTS, DOMAIN, tiled_experts()))
     opset = graph.opset_imports[""]
     bodies = linear_functions(opset=opset) if any(node.op_type == LINEAR for node in graph) else []
     if _is_fused(spec):

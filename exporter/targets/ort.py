@@ -11,13 +11,15 @@ import onnx_ir as ir
 from cpm_edge.exporter.configs.reader import ConfigReader
 from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.passes.context_inputs import past_from_attention_mask
+from cpm_edge.exporter.passes.experts import find_experts, inline_experts
 from cpm_edge.exporter.passes.gated_linear import lower_linear_attention
 from cpm_edge.exporter.passes.grouped_query import lower_dense_attention
-from cpm_edge.exporter.passes.nbits import NBitsWeights
+from cpm_edge.exporter.passes.qmoe import QMoEWeights, takes_experts
 from cpm_edge.exporter.targets.common import BuildJob, Built, cache_layers
 from cpm_edge.exporter.weight_file import WeightFile
 from cpm_edge.plugins import DOMAIN, VERSION
 from cpm_edge.plugins.linear_attention.spec import OP as LINEAR
+from cpm_edge.plugins.mixture_of_experts.spec import OP as EXPERTS
 from cpm_edge.plugins.sparse_attention.body import functions
 from cpm_edge.plugins.sparse_attention.latent_body import latent_functions
 from cpm_edge.plugins.sparse_attention.spec import OP as SPARSE
@@ -27,8 +29,8 @@ from cpm_edge.runtimes.errors import missing_dependency
 MODEL = "model.onnx"
 DATA = "model.onnx.data"
 REQUIRES = ">=1.24"
-# Older ones have no kernel for bits 2 and expand the weights for every token. Linear attention was not run
-# on them.
+# Older ones have no kernel for bits 2 and expand the weights for every token. Linear attention and QMoE were
+# not run on them.
 REQUIRES_NEW = ">=1.32"
 ACCURACY_LEVEL = {"fp32": 0, "int8": 4}
 
@@ -59,8 +61,13 @@ def build(job: BuildJob) -> Built:
     is_grouped = lower_dense_attention(graph, total) > 0
     is_hybrid = lower_linear_attention(graph) > 0
     _default_logits_from(graph)
+    level = ACCURACY_LEVEL[activations]
+    experts = find_experts(graph)
+    packed = experts if all(takes_experts(job.weights, each, level) for each in experts) else []
+    if not packed:
+        inline_experts(job.model)
     with WeightFile(job.folder / DATA) as file:
-        NBitsWeights(graph, job.weights, file, ACCURACY_LEVEL[activations], job.progress).run()
+        QMoEWeights(graph, job.weights, file, level, job.progress, packed).run()
     if not is_grouped:
         bodies = latent_functions if spec.is_latent else functions
         for function in bodies(opset=graph.opset_imports[""]):
@@ -72,7 +79,9 @@ def build(job: BuildJob) -> Built:
         engine={
             "name": "onnxruntime",
             "version": onnxruntime.__version__,
-            "requires": REQUIRES_NEW if is_hybrid or linear.format is WeightFormat.TERNARY else REQUIRES,
+            "requires": REQUIRES_NEW
+            if is_hybrid or packed or linear.format is WeightFormat.TERNARY
+            else REQUIRES,
         },
         cache={
             "form": "buffer",
@@ -80,14 +89,16 @@ def build(job: BuildJob) -> Built:
             "multiple_of": 1 if spec.is_dense else spec.block_size,
         },
         activations=activations,
-        ops=_ops(is_grouped, is_hybrid),
+        ops=_ops(is_grouped, is_hybrid, has_experts=bool(experts), packed=bool(packed)),
     )
 
 
-def _ops(is_grouped: bool, is_hybrid: bool) -> list[dict[str, Any]]:
+def _ops(is_grouped: bool, is_hybrid: bool, *, has_experts: bool, packed: bool) -> list[dict[str, Any]]:
     how = {} if is_grouped else {SPARSE: "function body in the model"}
     if is_hybrid:
         how[LINEAR] = "com.microsoft.LinearAttention"
+    if has_experts:
+        how[EXPERTS] = "com.microsoft.QMoE" if packed else "inlined function body"
     return [{"name": f"{DOMAIN}.{name}", "version": VERSION, "how": text} for name, text in how.items()]
 
 

@@ -136,7 +136,13 @@ def test_ctrl_c_anywhere(
         assert bench.run(bench.output).exit_code == 0
 
 
-DIVERGED = {"passed": False, "first_diverging_layer": 1, "cosine": 0.5, "expected_cosine": 0.9}
+DIVERGED = {
+    "passed": False,
+    "first_diverging_layer": 1,
+    "judged_by": "cosine",
+    "cosine": 0.5,
+    "expected_cosine": 0.9,
+}
 
 
 def test_ctrl_c_during_the_verification(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

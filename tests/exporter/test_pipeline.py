@@ -14,7 +14,7 @@ from cpm_edge.runtimes.errors import ContextError
 from cpm_edge.runtimes.openvino import OpenVinoEngine
 from cpm_edge.runtimes.session import Session
 from tests.support.bundles import PROMPT_LENGTH, TARGETS, Bundles
-from tests.support.checkpoints import EXPERTS, TERNARY, TERNARY_WIDE, VARIANTS, make_tensors
+from tests.support.checkpoints import TERNARY, TERNARY_WIDE, VARIANTS, make_tensors
 from tests.support.numpy_model import NumpyRun
 from tests.support.packed import WIDE
 from tests.support.qat import QATS
@@ -64,7 +64,7 @@ def check(got: Logits, expected: NumpyRun, record: Record) -> None:
 
 def test_the_references_are_what_the_tests_need(bundles: Bundles) -> None:
     """Logits of a model's size, and prompts far past dense_len and the block budget, with exact ties."""
-    for variant, config in (VARIANTS | EXPERTS).items():
+    for variant, config in VARIANTS.items():
         reference = bundles.reference(variant)
         assert 2.5 < reference.logits.std() < 3.5
         sparse = config.get("sparse_config")
@@ -84,7 +84,7 @@ def test_logits_at_every_position(
         check(feed(session, bundles.prompt, chunks), bundles.reference(variant), record_property)
 
 
-@pytest.mark.parametrize("variant", [*VARIANTS, *EXPERTS])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_the_torch_modules(bundles: Bundles, variant: str, record_property: Record) -> None:
     check(bundles.stored(variant, "ort"), bundles.reference(variant), record_property)
 

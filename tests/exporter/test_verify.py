@@ -50,7 +50,7 @@ def test_relative_error() -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("variant", ["llama", "sparse", "sala", "minicpm3"])
+@pytest.mark.parametrize("variant", ["llama", "sparse", "sala", "minicpm3", "moe", "fatrelu"])
 def test_a_good_bundle_passes(bundles: Bundles, variant: str, target: str) -> None:
     options = {"weight_format": "int4"}
     bundle = bundles.open(variant, target, **options)
@@ -99,7 +99,13 @@ def test_the_layer_that_diverges_is_named(bundles: Bundles, tmp_path: Path) -> N
 
 
 def test_a_failed_verification_is_an_export_error(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
-    report = {"passed": False, "cosine": 0.5, "expected_cosine": 0.9999, "first_diverging_layer": 3}
+    report = {
+        "passed": False,
+        "judged_by": "cosine",
+        "cosine": 0.5,
+        "expected_cosine": 0.9999,
+        "first_diverging_layer": 3,
+    }
 
     def child(*_: Any, **__: Any) -> Any:
         return subprocess.CompletedProcess([], 0, json.dumps(report), "")

@@ -124,6 +124,8 @@ VARIANTS: dict[str, Config] = {
         "head_dim": 16,
         "sparse_config": {**_SPARSE, "coarse_lse": 1},
     },
+    "moe": {**_MINICPM, **experts_config(8, 2), "num_key_value_heads": 4},
+    "moe-sparse": {**_MINICPM, **experts_config(5, 3), "sparse_config": {**_SPARSE, "coarse_lse": 1}},
     "fatrelu": {**_MINICPM, **fatrelu_config(1.25), "tie_word_embeddings": True},
     # The first layer has no cache; heads of both kinds of layers differ in number and size.
     "sala": {
@@ -138,11 +140,6 @@ VARIANTS: dict[str, Config] = {
     },
 }
 
-EXPERTS: dict[str, Config] = {
-    "moe": {**_MINICPM, **experts_config(8, 2), "num_key_value_heads": 4},
-    "moe-sparse": {**_MINICPM, **experts_config(5, 3), "sparse_config": {**_SPARSE, "coarse_lse": 1}},
-}
-
 # Variants whose linear layers are ternary, by the group sizes that their tensors have in turn; 0 is the row.
 # Their scales are bfloat16, but for those of TERNARY_WIDE, which float16 does not hold.
 TERNARY_WIDE = "ternary-wide"
@@ -153,6 +150,8 @@ TERNARY: dict[str, tuple[int, ...]] = {
     "ternary-64": (64,),
     "ternary-mixed": (0, 256, 128, 64, 32),
 }
+# Experts with groups of every size; the router is not ternary.
+TERNARY_EXPERTS = "ternary-moe"
 _WIDE: Config = {**_MINICPM, "hidden_size": 256, "intermediate_size": 512, "dim_model_base": 96}
 # Whole groups and words of eight in every matrix.
 _LATENT_WIDE: Config = {**_MINICPM3, "kv_lora_rank": 96, "qk_nope_head_dim": 16}
@@ -171,7 +170,9 @@ def config_of(variant: str) -> Config:
         return _WIDE
     if variant in _PACKED:
         return _packed_config(variant) | {"quantization_config": _PACKED[variant].config()}
-    return _WIDE if variant in (*TERNARY, TERNARY_WIDE) else (VARIANTS | EXPERTS)[variant]
+    if variant == TERNARY_EXPERTS:
+        return _WIDE | experts_config(4, 2)
+    return _WIDE if variant in (*TERNARY, TERNARY_WIDE) else VARIANTS[variant]
 
 
 def tensors_of(variant: str) -> Tensors:
@@ -185,8 +186,8 @@ def tensors_of(variant: str) -> Tensors:
         rounded = {n: in_bfloat16(matrix).astype(np.float32) for n, matrix in trained_of(variant).items()}
         return make_tensors(_WIDE) | rounded
     tensors = make_tensors(config_of(variant))
-    groups = cycle(TERNARY.get(variant, (128,)))
-    if config_of(variant) is _WIDE:
+    groups = cycle(TERNARY.get("ternary-mixed" if variant == TERNARY_EXPERTS else variant, (128,)))
+    if variant in (*TERNARY, TERNARY_WIDE, TERNARY_EXPERTS):
         for name in linear_names(tensors):
             tensors[name] = fake_quantized(tensors[name], next(groups), wide=variant == TERNARY_WIDE)
     return tensors
@@ -242,7 +243,11 @@ def stored_of(variant: str) -> dict[str, npt.NDArray[Any]]:
 
 def linear_names(tensors: Tensors) -> list[str]:
     """The matrices of the layers: what ternary models quantize."""
-    return [name for name, tensor in tensors.items() if ".layers." in name and tensor.ndim == 2]
+    return [
+        name
+        for name, tensor in tensors.items()
+        if ".layers." in name and tensor.ndim == 2 and not name.endswith(".mlp.gate.weight")
+    ]
 
 
 def fake_quantized(

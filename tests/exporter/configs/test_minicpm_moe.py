@@ -8,13 +8,13 @@ import pytest
 
 from cpm_edge.exporter.configs import MiniCPMMoEConfig
 from cpm_edge.exporter.errors import ConfigError
-from tests.support.checkpoints import EXPERTS
+from tests.support.checkpoints import VARIANTS
 
 RELEASED = Path(__file__).parents[2] / "data/configs/minicpm-moe-8x2b.json"
 
 
 def read(**changes: Any) -> MiniCPMMoEConfig:
-    return MiniCPMMoEConfig.from_dict(EXPERTS["moe"] | changes)
+    return MiniCPMMoEConfig.from_dict(VARIANTS["moe"] | changes)
 
 
 def test_the_released_config() -> None:
