@@ -5,6 +5,7 @@
 #include "kernels/cpu.h"
 #include "kernels/linear_attention.h"
 #include "kernels/matmul_nbits.h"
+#include "kernels/mixture_of_experts.h"
 #include "kernels/output_gate.h"
 #include "kernels/probe.h"
 #include "kernels/recurrent_attention.h"
@@ -139,6 +140,18 @@ int32_t cpm_nbits_gated(cpm_pool* pool, int32_t isa, const cpm_nbits_shape* shap
     epilogue.kind = cpm::Epilogue::Kind::silu_mul;
     const cpm::NBitsWeight gate_weight{shape_of(*shape), gate}, up_weight{shape_of(*shape), up};
     cpm::matmul_nbits(pool->pool, static_cast<cpm::Isa>(isa), gate_weight, &up_weight, x, m, y, epilogue);
+    return CPM_OK;
+}
+
+int32_t cpm_mixture_of_experts(cpm_pool* pool, int32_t isa, const cpm_experts* experts, const float* x, int64_t m,
+                               const float* residual, float scale, float* y) {
+    if (const int32_t status = check(&experts->inner, isa, m)) return status;
+    if (const int32_t status = check(&experts->outer, isa, m)) return status;
+    if (experts->count < 1 || experts->top_k < 1 || experts->top_k > experts->count) return CPM_BAD_SHAPE;
+    if (experts->inner.rows != experts->outer.cols || experts->inner.cols != experts->outer.rows) return CPM_BAD_SHAPE;
+    const cpm::Experts e{experts->count, experts->top_k, shape_of(experts->inner), shape_of(experts->outer),
+                         experts->w1,    experts->w3,    experts->w2,              experts->router};
+    cpm::mixture_of_experts(pool->pool, static_cast<cpm::Isa>(isa), e, x, m, residual, scale, y);
     return CPM_OK;
 }
 

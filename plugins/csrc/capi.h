@@ -56,6 +56,19 @@ CPM_API int32_t cpm_rms_norm(cpm_pool* pool, int32_t isa, const float* x, const 
 CPM_API int32_t cpm_nbits_gated(cpm_pool* pool, int32_t isa, const cpm_nbits_shape* shape, const uint8_t* gate,
                                 const uint8_t* up, const float* x, int64_t m, float* y);
 
+/* Gated MLPs of which each row goes through top_k; see kernels/mixture_of_experts.h. w1 and w3 have the shape inner
+ * (F, H), w2 the shape outer (H, F); their panels lie one expert behind the other. router: float32 (count, H). */
+typedef struct {
+    int64_t count, top_k;
+    cpm_nbits_shape inner, outer;
+    const uint8_t *w1, *w3, *w2;
+    const float* router;
+} cpm_experts;
+
+/* y (m, H) = residual + scale * what the experts make of x (m, H); y may be the residual. */
+CPM_API int32_t cpm_mixture_of_experts(cpm_pool* pool, int32_t isa, const cpm_experts* experts, const float* x,
+                                       int64_t m, const float* residual, float scale, float* y);
+
 /* What a graph op needs beside its tensors: a session's threads, caches and states. Graphs pass its address in a
  * tensor, so that sessions in one process share a compiled model but neither threads nor caches. */
 typedef struct cpm_session cpm_session;

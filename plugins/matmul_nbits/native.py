@@ -14,7 +14,7 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 
-class _Shape(ctypes.Structure):
+class CShape(ctypes.Structure):
     _fields_ = (
         ("rows", ctypes.c_int64),
         ("cols", ctypes.c_int64),
@@ -24,8 +24,8 @@ class _Shape(ctypes.Structure):
     )
 
 
-def _shape(shape: NBitsShape) -> _Shape:
-    return _Shape(shape.rows, shape.cols, shape.bits, shape.group, int(shape.symmetric))
+def c_shape(shape: NBitsShape) -> CShape:
+    return CShape(shape.rows, shape.cols, shape.bits, shape.group, int(shape.symmetric))
 
 
 def pack(
@@ -39,14 +39,14 @@ def pack(
         zeros: (rows, groups), None when symmetric.
         flip: xor-ed onto every code, to take two's complement (8 for int4, 128 for int8).
     """
-    c_shape = _shape(shape)
+    described = c_shape(shape)
     library().cpm_nbits_bytes.restype = ctypes.c_int64
-    size = library().cpm_nbits_bytes(ctypes.byref(c_shape))
+    size = library().cpm_nbits_bytes(ctypes.byref(described))
     if size < 0:
         raise NativeError(f"the kernels do not take {shape}")
     panels = np.empty(size, np.uint8)
     status = library().cpm_nbits_pack(
-        ctypes.byref(c_shape),
+        ctypes.byref(described),
         pointer(codes, np.uint8),
         pointer(scales.view(np.uint16), np.uint16),
         pointer(zeros, np.uint8),
@@ -83,7 +83,7 @@ class MatmulCall:
         self._pool = pool
         self._arguments = (
             ctypes.c_int32(best_isa() if isa is None else isa),
-            ctypes.byref(_shape(shape)),
+            ctypes.byref(c_shape(shape)),
             pointer(panels, np.uint8),
             pointer(x, np.float32),
             ctypes.c_int64(len(x)),
@@ -129,7 +129,7 @@ def gated(
     status = library().cpm_nbits_gated(
         pool.handle,
         ctypes.c_int32(best_isa() if isa is None else isa),
-        ctypes.byref(_shape(shape)),
+        ctypes.byref(c_shape(shape)),
         pointer(gate, np.uint8),
         pointer(up, np.uint8),
         pointer(x, np.float32),

@@ -8,39 +8,11 @@ namespace {
 
 cpm_pool* pool_of(const ov::Tensor& handle) { return cpm_session_pool(session_of(handle)); }
 
-void check(std::int32_t status, const ov::Node& node) {
-    OPENVINO_ASSERT(status == CPM_OK, node.get_type_name(), " ", node.get_friendly_name(), ": ", cpm_error_text(status));
-}
-
-cpm_nbits_shape shape_of(const WeightAttributes& weight, std::size_t cols) {
-    return {weight.rows, static_cast<std::int64_t>(cols), static_cast<std::int32_t>(weight.bits),
-            static_cast<std::int32_t>(weight.group), static_cast<std::int32_t>(weight.symmetric)};
-}
-
-void check_panels(const cpm_nbits_shape& shape, const ov::Tensor& panels, const ov::Node& node) {
-    OPENVINO_ASSERT(cpm_nbits_bytes(&shape) == static_cast<std::int64_t>(panels.get_byte_size()),
-                    node.get_friendly_name(), ": packed weight of ", panels.get_byte_size(), " bytes, expected ",
-                    cpm_nbits_bytes(&shape));
-}
-
 std::int64_t rows_of(const ov::Shape& shape) { return static_cast<std::int64_t>(shape[0] * shape[1]); }
 
 ov::PartialShape with_last(const ov::PartialShape& shape, std::int64_t last) {
     OPENVINO_ASSERT(shape.rank().is_static() && shape.size() == 3, "expected x of rank 3, got ", shape);
     return {shape[0], shape[1], last};
-}
-
-// Normalized rows, kept by the thread that runs the step.
-const float* normalized(cpm_pool* pool, const ov::Tensor& x, const ov::Tensor& weight, float epsilon, float scale,
-                        const ov::Node& node) {
-    thread_local std::vector<float> rows;
-    const auto cols = static_cast<std::int64_t>(x.get_shape()[2]);
-    const std::int64_t m = rows_of(x.get_shape());
-    rows.resize(static_cast<std::size_t>(m * cols));
-    check(cpm_rms_norm(pool, cpm_best_isa(), x.data<const float>(), weight.data<const float>(), m, cols, epsilon,
-                       scale, rows.data()),
-          node);
-    return rows.data();
 }
 
 void set_output(ov::Tensor& output, const ov::Shape& x, std::int64_t rows) {
@@ -55,6 +27,33 @@ cpm_session* session_of(const ov::Tensor& handle) {
     cpm_session* session = nullptr;
     std::memcpy(&session, handle.data(), sizeof session);
     return session;
+}
+
+void check(std::int32_t status, const ov::Node& node) {
+    OPENVINO_ASSERT(status == CPM_OK, node.get_type_name(), " ", node.get_friendly_name(), ": ", cpm_error_text(status));
+}
+
+void check_panels(const cpm_nbits_shape& shape, const ov::Tensor& panels, const ov::Node& node, std::size_t count) {
+    const std::int64_t expected = cpm_nbits_bytes(&shape) * static_cast<std::int64_t>(count);
+    OPENVINO_ASSERT(expected == static_cast<std::int64_t>(panels.get_byte_size()), node.get_friendly_name(),
+                    ": packed weight of ", panels.get_byte_size(), " bytes, expected ", expected);
+}
+
+const float* normalized(cpm_pool* pool, const ov::Tensor& x, const ov::Tensor& weight, float epsilon, float scale,
+                        const ov::Node& node) {
+    thread_local std::vector<float> rows;
+    const auto cols = static_cast<std::int64_t>(x.get_shape()[2]);
+    const std::int64_t m = rows_of(x.get_shape());
+    rows.resize(static_cast<std::size_t>(m * cols));
+    check(cpm_rms_norm(pool, cpm_best_isa(), x.data<const float>(), weight.data<const float>(), m, cols, epsilon,
+                       scale, rows.data()),
+          node);
+    return rows.data();
+}
+
+cpm_nbits_shape WeightAttributes::shape(std::size_t cols) const {
+    return {rows, static_cast<std::int64_t>(cols), static_cast<std::int32_t>(bits), static_cast<std::int32_t>(group),
+            static_cast<std::int32_t>(symmetric)};
 }
 
 void WeightAttributes::visit(ov::AttributeVisitor& visitor) {
@@ -84,7 +83,7 @@ std::shared_ptr<ov::Node> NormLinear::clone_with_new_inputs(const ov::OutputVect
 
 bool NormLinear::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
     const ov::Tensor &x = inputs[0], &panels = inputs[2];
-    const cpm_nbits_shape shape = shape_of(weight_, x.get_shape()[2]);
+    const cpm_nbits_shape shape = weight_.shape(x.get_shape()[2]);
     check_panels(shape, panels, *this);
     set_output(outputs[0], x.get_shape(), weight_.rows);
     cpm_pool* pool = pool_of(inputs[3]);
@@ -114,7 +113,7 @@ std::shared_ptr<ov::Node> NormGated::clone_with_new_inputs(const ov::OutputVecto
 
 bool NormGated::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
     const ov::Tensor& x = inputs[0];
-    const cpm_nbits_shape shape = shape_of(weight_, x.get_shape()[2]);
+    const cpm_nbits_shape shape = weight_.shape(x.get_shape()[2]);
     check_panels(shape, inputs[2], *this);
     check_panels(shape, inputs[3], *this);
     set_output(outputs[0], x.get_shape(), weight_.rows);
@@ -146,7 +145,7 @@ std::shared_ptr<ov::Node> LinearAdd::clone_with_new_inputs(const ov::OutputVecto
 
 bool LinearAdd::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
     const ov::Tensor& x = inputs[0];
-    const cpm_nbits_shape shape = shape_of(weight_, x.get_shape()[2]);
+    const cpm_nbits_shape shape = weight_.shape(x.get_shape()[2]);
     check_panels(shape, inputs[2], *this);
     set_output(outputs[0], x.get_shape(), weight_.rows);
     check(cpm_nbits_matmul(pool_of(inputs[3]), cpm_best_isa(), &shape, inputs[2].data<const std::uint8_t>(),

@@ -17,7 +17,18 @@ cpm_session* session_of(const ov::Tensor& handle);
 struct WeightAttributes {
     std::int64_t rows = 0, bits = 4, group = 32, symmetric = 1;
     void visit(ov::AttributeVisitor& visitor);
+    cpm_nbits_shape shape(std::size_t cols) const;
 };
+
+// Throws unless `panels` holds `count` matrices of a shape.
+void check_panels(const cpm_nbits_shape& shape, const ov::Tensor& panels, const ov::Node& node, std::size_t count = 1);
+
+// Rows of x (B, T, n) normalized, kept by the thread that runs the step until its next call.
+const float* normalized(cpm_pool* pool, const ov::Tensor& x, const ov::Tensor& weight, float epsilon, float scale,
+                        const ov::Node& node);
+
+// Throws unless status is CPM_OK.
+void check(std::int32_t status, const ov::Node& node);
 
 // scale * rms_norm(x) . w^T. Inputs: x (B, T, K) f32, norm weight (K) f32, panels u8, session.
 class NormLinear : public ov::op::Op {
@@ -49,6 +60,25 @@ public:
 private:
     WeightAttributes weight_;
     float epsilon_ = 1e-6f;
+};
+
+// x + scale * what the experts make of n = rms_norm(x), see kernels/mixture_of_experts.h. Inputs: x (B, T, H), norm
+// weight (H), router (experts, H) f32, w1, w3 and w2 panels of all experts, session. The weight attributes are those
+// of w1 and w3: w2 has `rows` columns.
+class NormExperts : public ov::op::Op {
+public:
+    OPENVINO_OP("NormExperts", "cpm");
+    NormExperts() = default;
+    void validate_and_infer_types() override;
+    bool visit_attributes(ov::AttributeVisitor& visitor) override;
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override;
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
+    bool has_evaluate() const override { return true; }
+
+private:
+    WeightAttributes weight_;
+    std::int64_t top_k_ = 1;
+    float epsilon_ = 1e-6f, scale_ = 1.0f;
 };
 
 // residual + scale * (x . w^T). Inputs: x (B, T, K), residual (B, T, rows), panels, session.
