@@ -11,6 +11,7 @@
 #include "kernels/recurrent_attention.h"
 #include "kernels/rms_norm.h"
 #include "kernels/sparse_attention.h"
+#include "kernels/sparse_mlp.h"
 #include "kernels/thread_pool.h"
 
 struct cpm_pool {
@@ -22,6 +23,7 @@ struct cpm_session {
     cpm_session(int threads, int layers)
         : pool(threads), caches(static_cast<std::size_t>(layers)), states(static_cast<std::size_t>(layers)) {}
     cpm_pool pool;
+    cpm_sparsity sparsity{};
     std::vector<cpm_cache> caches;
     std::vector<float*> states;
 };
@@ -155,9 +157,36 @@ int32_t cpm_mixture_of_experts(cpm_pool* pool, int32_t isa, const cpm_experts* e
     return CPM_OK;
 }
 
+int64_t cpm_strips_bytes(const cpm_nbits_shape* shape) {
+    return is_valid(*shape) ? shape->rows * cpm::strip_bytes(shape_of(*shape)) : -1;
+}
+
+int64_t cpm_slices_bytes(const cpm_nbits_shape* shape) {
+    return is_valid(*shape) ? cpm::slices(shape_of(*shape)) * cpm::slice_bytes(shape_of(*shape)) : -1;
+}
+
+int32_t cpm_sparse_mlp(cpm_pool* pool, int32_t isa, const cpm_sparse_mlp_weights* weights, const float* x, int64_t m,
+                       const float* residual, float scale, float* y, cpm_sparsity* count) {
+    const cpm_nbits_shape &gate = weights->gate, &up = weights->up, &down = weights->down;
+    for (const cpm_nbits_shape* shape : {&gate, &up, &down})
+        if (const int32_t status = check(shape, isa, m)) return status;
+    if (gate.rows != up.rows || gate.cols != up.cols || up.rows != down.cols || up.cols != down.rows)
+        return CPM_BAD_SHAPE;
+    const cpm::SparseMlp mlp{shape_of(gate),      shape_of(up),         shape_of(down),    weights->gate_panels,
+                             weights->up_strips, weights->down_slices, weights->threshold};
+    cpm::Sparsity own;
+    cpm::sparse_mlp(pool->pool, static_cast<cpm::Isa>(isa), mlp, x, m, residual, scale, y, own);
+    count->neurons += own.neurons;
+    count->active += own.active;
+    count->bytes += own.bytes;
+    count->read += own.read;
+    return CPM_OK;
+}
+
 cpm_session* cpm_session_create(int32_t threads, int32_t layers) { return new cpm_session(threads, layers); }
 void cpm_session_destroy(cpm_session* session) { delete session; }
 cpm_pool* cpm_session_pool(cpm_session* session) { return &session->pool; }
+cpm_sparsity* cpm_session_sparsity(cpm_session* session) { return &session->sparsity; }
 
 int32_t cpm_session_set_cache(cpm_session* session, int32_t layer, const cpm_cache* cache) {
     if (!cpm_session_cache(session, layer)) return CPM_BAD_SHAPE;

@@ -69,6 +69,27 @@ typedef struct {
 CPM_API int32_t cpm_mixture_of_experts(cpm_pool* pool, int32_t isa, const cpm_experts* experts, const float* x,
                                        int64_t m, const float* residual, float scale, float* y);
 
+/* A gated MLP with a threshold on the gate; see kernels/sparse_mlp.h. gate and up (F, H), down (H, F), equal bits. */
+typedef struct {
+    cpm_nbits_shape gate, up, down;
+    const uint8_t *gate_panels, *up_strips, *down_slices;
+    float threshold;
+} cpm_sparse_mlp_weights;
+
+/* Sums over the single rows that went through sparse MLPs: neurons and those whose gate passed, bytes of the up and
+ * down projections and those that were read. */
+typedef struct {
+    int64_t neurons, active, bytes, read;
+} cpm_sparsity;
+
+/* Bytes of the strips of up and of the slices of down, or -1 for shapes the kernels do not take. */
+CPM_API int64_t cpm_strips_bytes(const cpm_nbits_shape* shape);
+CPM_API int64_t cpm_slices_bytes(const cpm_nbits_shape* shape);
+
+/* y (m, H) = residual + scale * the MLP of x (m, H); y may be the residual. A single row is added to count. */
+CPM_API int32_t cpm_sparse_mlp(cpm_pool* pool, int32_t isa, const cpm_sparse_mlp_weights* weights, const float* x,
+                               int64_t m, const float* residual, float scale, float* y, cpm_sparsity* count);
+
 /* What a graph op needs beside its tensors: a session's threads, caches and states. Graphs pass its address in a
  * tensor, so that sessions in one process share a compiled model but neither threads nor caches. */
 typedef struct cpm_session cpm_session;
@@ -90,6 +111,9 @@ CPM_API const cpm_cache* cpm_session_cache(const cpm_session* session, int32_t l
 CPM_API int32_t cpm_session_set_state(cpm_session* session, int32_t layer, float* state);
 /* Null for a layer without one. */
 CPM_API float* cpm_session_state(const cpm_session* session, int32_t layer);
+
+/* What the session's sparse MLPs did so far; never null. */
+CPM_API cpm_sparsity* cpm_session_sparsity(cpm_session* session);
 
 /* Heads of D = size and Dv = value_size; strides are floats from one row to the next, so that query, key and
  * value may be columns of a wider matrix. */
