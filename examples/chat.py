@@ -15,8 +15,8 @@ def main(folder: str) -> None:
             messages.append({"role": "user", "content": line})
             # The conversation so far is in the cache: only the new message is computed.
             result = model.chat(messages, max_new_tokens=256)
-            print(f"model: {result.text}")
-            messages.append({"role": "assistant", "content": result.text})
+            print(f"model: {result.answer}")
+            messages.append({"role": "assistant", "content": result.answer})
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ Examples:
   cpm-run bundle/                                      chat
   cpm-run bundle/ --prompt "Why is the sky blue?"      one answer
   cpm-run bundle/ --prompt "Once upon" --raw --max-new-tokens 50
+  cpm-run bundle/ --think --hide-thought               chat with a thinking model
   cat question.txt | cpm-run bundle/ --json            one JSON object
   cpm-run bundle/ --temperature 0.8 --top-p 0.8 --seed 1 --stats
 """
@@ -32,6 +33,7 @@ Examples:
 @click.option("--raw", is_flag=True, help="Continue the prompt as it stands, without the chat template.")
 @click.option("--system", metavar="TEXT", help="A system message.")
 @click.option("--think/--no-think", default=None, help="Switch thinking, for models that have the switch.")
+@click.option("--hide-thought", is_flag=True, help="Print answers without the thought before them.")
 @click.option("--device", default="CPU", show_default=True, help="CPU, GPU, NPU or cuda.")
 @click.option("--flavour", type=click.Choice(["native", "stock"]), help="Where the bundle holds both.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the engine's choice]")
@@ -61,6 +63,7 @@ def main(
     raw: bool,
     system: str | None,
     think: bool | None,
+    hide_thought: bool,
     device: str,
     flavour: str | None,
     threads: int | None,
@@ -80,18 +83,19 @@ def main(
     _keep_printing()
     text = None if interactive else _read_prompt(prompt)
     from cpm_edge.runtimes import load
+    from cpm_edge.runtimes.repl import NO_SWITCH
 
     options = _chosen(sampling)
     with load(
         bundle, device=device, threads=threads, max_context=max_context, check=check, flavour=flavour
     ) as model:
         if think is not None and model.template is not None and not model.template.has_thinking_switch:
-            click.echo("note: this model's chat template has no thinking switch", err=True)
+            click.echo(NO_SWITCH, err=True)
         if text is None:
-            _chat(model, system, {**options, "enable_thinking": think}, stats)
+            _chat(model, system, {**options, "enable_thinking": think}, stats, hide_thought)
         else:
             stream = _ask(model, text, system, raw, think, options)
-            _print_answer(stream, as_json, stats)
+            _print_answer(stream, as_json, stats, hide_thought)
 
 
 def _check_usage(
@@ -140,8 +144,8 @@ def _ask(
     return model.chat(messages, stream=True, enable_thinking=think, **options)
 
 
-def _print_answer(stream: Stream, as_json: bool, stats: bool) -> None:
-    from cpm_edge.runtimes.repl import show
+def _print_answer(stream: Stream, as_json: bool, stats: bool, hide_thought: bool) -> None:
+    from cpm_edge.runtimes.printer import show
 
     if as_json:
         for _ in stream:
@@ -149,20 +153,22 @@ def _print_answer(stream: Stream, as_json: bool, stats: bool) -> None:
         result = stream.result
         report = {
             "text": result.text,
+            "thought": result.thought,
+            "answer": result.answer,
             "finish_reason": result.finish_reason,
             "token_ids": result.token_ids,
             "stats": result.stats.to_json(),
         }
         click.echo(json.dumps(report, ensure_ascii=False))
     else:
-        show(stream)
+        show(stream, hide_thought=hide_thought)
     if stats and not as_json:
         _print_stats(stream.result)
     if stream.result.finish_reason == "interrupted":
         sys.exit(1)
 
 
-def _chat(model: Model, system: str | None, options: dict[str, Any], stats: bool) -> None:
+def _chat(model: Model, system: str | None, options: dict[str, Any], stats: bool, hide_thought: bool) -> None:
     from cpm_edge.runtimes.repl import Repl, line_reader
 
     if model.template is None:
@@ -179,6 +185,7 @@ def _chat(model: Model, system: str | None, options: dict[str, Any], stats: bool
         read=line_reader() if on_terminal else _next_line,
         show_stats=_print_stats,
         always_stats=stats,
+        hide_thought=hide_thought,
     ).run()
 
 

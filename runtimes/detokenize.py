@@ -94,7 +94,7 @@ class StopMatcher:
         if found:
             self.stopped, self._held = True, ""
             return text[: min(found)[1]]
-        cut = len(text) - self._overlap(text)
+        cut = len(text) - overlap(text, self._stops)
         self._held = text[cut:]
         return text[:cut]
 
@@ -103,9 +103,11 @@ class StopMatcher:
         rest, self._held = self._held, ""
         return rest
 
-    def _overlap(self, text: str) -> int:
-        longest = max((len(stop) for stop in self._stops), default=0) - 1
-        for size in range(min(longest, len(text)), 0, -1):
-            if any(stop.startswith(text[-size:]) for stop in self._stops):
-                return size
-        return 0
+
+def overlap(text: str, strings: tuple[str, ...]) -> int:
+    """Characters at the end of ``text`` that may be the beginning of one of ``strings``."""
+    longest = max((len(string) for string in strings), default=0) - 1
+    for size in range(min(longest, len(text)), 0, -1):
+        if any(string.startswith(text[-size:]) for string in strings):
+            return size
+    return 0

@@ -12,6 +12,7 @@ from cpm_edge.runtimes.options import GenerationOptions
 from cpm_edge.runtimes.sampling import Sampler
 from cpm_edge.runtimes.session import FloatArray, Session
 from cpm_edge.runtimes.stats import Clock, Stats, peak_rss
+from cpm_edge.runtimes.thinking import Event, ThoughtSplitter, split_thought
 from cpm_edge.runtimes.tokenizer import Tokenizer
 
 FinishReason: TypeAlias = Literal["eos", "stop", "length", "context", "interrupted"]
@@ -22,7 +23,9 @@ class Result:
     """A finished generation.
 
     Attributes:
-        text: the answer, without the stop string that ended it.
+        text: everything that was generated, without the stop string that ended it.
+        thought: the part before the answer, "" when there is none; see ``runtimes.thinking``.
+        answer: the rest; equal to ``text`` when there is no thought, "" when it was never closed.
         finish_reason: "eos" (an end-of-sequence token), "stop" (a stop string), "length" (max_new_tokens),
             "context" (the cache is full) or "interrupted" (Ctrl-C, or the stream was closed).
         token_ids: every token produced, a final end-of-sequence token included.
@@ -33,6 +36,8 @@ class Result:
     finish_reason: FinishReason
     token_ids: list[int]
     stats: Stats = field(repr=False)
+    thought: str = ""
+    answer: str = ""
 
 
 def check_prompt(prompt_ids: Sequence[int], max_context: int) -> None:
@@ -51,12 +56,13 @@ def check_prompt(prompt_ids: Sequence[int], max_context: int) -> None:
 
 
 class Stream(Iterator[str]):
-    """Pieces of an answer as they are generated; ``result`` when it has ended.
+    """Pieces of text as they are generated, or ``events``; ``result`` when it has ended.
 
     Ctrl-C while the model computes ends the stream like any other finish reason.
 
     Args:
         session: may hold tokens already; what it shares with the prompt is not computed again.
+        in_thought: the prompt ends inside a thought.
         release: called once with the session when the stream ends, in any way.
     """
 
@@ -67,9 +73,11 @@ class Stream(Iterator[str]):
         prompt_ids: Sequence[int],
         options: GenerationOptions,
         *,
+        in_thought: bool = False,
         load_seconds: float = 0.0,
         release: Callable[[Session], None] = Session.close,
     ) -> None:
+        self.in_thought = in_thought
         self._session = session
         self._prompt_ids = list(prompt_ids)
         self._options = options
@@ -89,6 +97,16 @@ class Stream(Iterator[str]):
     def __next__(self) -> str:
         return next(self._pieces)
 
+    def events(self) -> Iterator[Event]:
+        """Instead of the pieces: the same text told apart into thought and answer, without the tags.
+
+        Together they are ``result.thought`` and ``result.answer``.
+        """
+        splitter = ThoughtSplitter(in_thought=self.in_thought)
+        for piece in self:
+            yield from splitter.push(piece)
+        yield from splitter.flush()
+
     def close(self) -> None:
         """End the generation early; the result then says "interrupted"."""
         self._pieces.close()
@@ -103,7 +121,9 @@ class Stream(Iterator[str]):
         """
         if self._reason is None:
             raise RuntimeError("the stream has not ended: iterate over it, or close it, first")
-        return Result("".join(self._text), self._reason, list(self._token_ids), self._stats)
+        text = "".join(self._text)
+        thought, answer = split_thought(text, in_thought=self.in_thought)
+        return Result(text, self._reason, list(self._token_ids), self._stats, thought, answer)
 
     def _run(self) -> Generator[str, None, None]:
         reason: FinishReason = "interrupted"

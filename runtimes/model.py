@@ -12,6 +12,7 @@ from cpm_edge.runtimes.errors import BackendError, PromptError
 from cpm_edge.runtimes.generate import Result, Stream, check_prompt
 from cpm_edge.runtimes.options import GenerationOptions
 from cpm_edge.runtimes.session import Engine, Session
+from cpm_edge.runtimes.thinking import opens_thought
 from cpm_edge.runtimes.tokenizer import Tokenizer
 
 
@@ -78,7 +79,7 @@ class Model:
         """
         if not prompt:
             raise PromptError("the prompt is empty", hint="Give at least one character of text.")
-        return self._start(self.encode(prompt), options, keep_session=False)
+        return self._start(prompt, options, keep_session=False)
 
     def generate(self, prompt: str, **options: Any) -> Result:
         """Like stream, but returns the whole answer."""
@@ -121,13 +122,14 @@ class Model:
             messages: {"role": "system" | "user" | "assistant" | "tool", "content": text}, oldest first.
             tools: JSON schemas of functions that the model may call.
             enable_thinking: True or False for templates with that switch, None for their default.
-            stream: return the pieces as they come.
+            stream: return the pieces as they come; ``events()`` of the stream tells the thought of a thinking
+                model from its answer.
 
         Raises:
             PromptError: no template, or it cannot render the messages. ContextError: too long.
         """
         text = self.render(messages, tools=tools, enable_thinking=enable_thinking)
-        answer = self._start(self.encode(text), options, keep_session=True)
+        answer = self._start(text, options, keep_session=True)
         return answer if stream else _drain(answer)
 
     def render(
@@ -182,7 +184,8 @@ class Model:
     ) -> None:
         self.close()
 
-    def _start(self, prompt_ids: list[int], changes: dict[str, Any], *, keep_session: bool) -> Stream:
+    def _start(self, prompt: str, changes: dict[str, Any], *, keep_session: bool) -> Stream:
+        prompt_ids = self.encode(prompt)
         options = self.defaults.replace(**changes)
         check_prompt(prompt_ids, self.max_context)
         # A stream that is still running has taken the kept session out, so a second one gets its own.
@@ -196,6 +199,7 @@ class Model:
             self.tokenizer,
             prompt_ids,
             options,
+            in_thought=opens_thought(prompt),
             load_seconds=self.load_seconds,
             release=self._take_back if keep_session else Session.close,
         )

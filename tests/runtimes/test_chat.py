@@ -9,13 +9,9 @@ from cpm_edge.runtimes.bundle import hash_files, open_bundle, write_manifest
 from cpm_edge.runtimes.chat import ChatTemplate
 from cpm_edge.runtimes.errors import BundleError, PromptError
 from tests.runtimes.fakes import CHATML, make_bundle, manifest
+from tests.runtimes.templates import MINICPM41
 
 HI = [{"role": "user", "content": "hi"}]
-MINICPM41 = CHATML.replace(
-    "assistant\n",
-    "assistant\n"
-    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n{% endif %}",
-)
 
 
 def render(text: str, messages: Any = HI, **options: Any) -> str:

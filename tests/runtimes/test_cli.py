@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,8 @@ from cpm_edge.runtimes.cli import main
 from cpm_edge.runtimes.console import report_errors
 from cpm_edge.runtimes.errors import CpmEdgeError
 from cpm_edge.runtimes.generate import Stream
-from tests.runtimes.fakes import FakeEngine, byte_level_tokenizer, make_bundle
+from cpm_edge.runtimes.printer import show
+from tests.runtimes.fakes import CHATML, FakeEngine, byte_level_tokenizer, make_bundle
 
 BACKEND = byte_level_tokenizer()
 
@@ -115,6 +119,84 @@ def test_a_thinking_flag_without_effect_is_noted(setup: Setup) -> None:
     assert "note: this model's chat template has no thinking switch" in setup.run("-p", "x", "--think").stderr
 
 
+THOUGHT = "<think>\nwo\n</think>\n\nhe</s>"
+
+
+def test_a_pipe_gets_thought_and_answer_as_they_are(setup: Setup) -> None:
+    setup.answer = THOUGHT
+    assert setup.run("-p", "x").stdout == "<think>\nwo\n</think>\n\nhe\n"
+    make_bundle(setup.folder, {"tokenizer_config.json": {"chat_template": CHATML + "<think>\n"}})
+    setup.answer = "wo\n</think>\n\nhe</s>"
+    assert setup.run("-p", "x").stdout == "<think>\nwo\n</think>\n\nhe\n", "the tag of the template"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_the_thought_dimmed(setup: Setup) -> None:
+    setup.answer = THOUGHT
+    with runtimes.load(setup.folder) as model, contextlib.redirect_stdout(Terminal()) as screen:
+        show(model.chat([{"role": "user", "content": "x"}], stream=True))
+    dimmed = re.findall(r"\x1b\[2m(.*?)\x1b\[0m", screen.getvalue(), re.DOTALL)
+    plain = re.sub(r"\x1b\[2m.*?\x1b\[0m", "", screen.getvalue(), flags=re.DOTALL)
+    assert ("".join(dimmed), plain) == ("wo", "\n\nhe\n")
+
+
+def test_a_hidden_thought(setup: Setup) -> None:
+    setup.answer = THOUGHT
+    result = setup.run("-p", "x", "--hide-thought")
+    assert (result.stdout, result.stderr) == ("he\n", "")
+    result = setup.run("-p", "x", "--hide-thought", "-n", "2")
+    assert (result.stdout, result.stderr) == ("\n", "[the answer ended within its thought]\n")
+
+
+def test_json_has_the_parts(setup: Setup) -> None:
+    setup.answer = THOUGHT
+    report = json.loads(setup.run("-p", "x", "--json", "--hide-thought").stdout)
+    assert (report["thought"], report["answer"]) == ("wo", "he")
+    assert report["text"] == THOUGHT.removesuffix("</s>")
+
+
+SWITCH = CHATML.replace(
+    "assistant\n{% endif %}",
+    "assistant\n{{ 'U' if enable_thinking is undefined else 'Y' if enable_thinking else 'N' }}{% endif %}",
+)
+
+
+def test_the_chat_switches_thinking(setup: Setup) -> None:
+    setup.max_context = 400
+    config = {"tokenizer_config.json": {"chat_template": SWITCH}}
+    make_bundle(setup.folder, config, context=ContextLimits(max_context=400))
+    asked: list[str] = []
+    for lines, flags in (
+        (["a", "/think", "b", "/no_think", "c", "d /think"], []),
+        (["a", "/no_think", "b"], ["--think"]),
+    ):
+        result = setup.run("--chat", *flags, stdin="\n".join(lines))
+        assert "Thinking is off from here on." in result.stderr
+        asked += setup.prompts()
+    assert [re.findall("assistant\n([UYN])", prompt)[-1] for prompt in asked] == ["N", "N"]
+    assert "d /think<|im_end|>" in asked[0] and "/no_think" not in "".join(asked)
+
+
+def test_a_chat_remembers_answers_without_their_thoughts(setup: Setup) -> None:
+    setup.max_context = 400
+    setup.answer = THOUGHT
+    make_bundle(setup.folder, context=ContextLimits(max_context=400))
+    result = setup.run("--chat", "--hide-thought", stdin="hi\nho\n")
+    assert result.stdout.count("he\n") == 2 and "wo" not in result.stdout
+    (fed,) = setup.prompts()
+    assert "<|im_start|>assistant\nhe<|im_end|>\n<|im_start|>user\nho" in fed
+
+
+def test_a_chat_without_a_switch_says_so(setup: Setup) -> None:
+    result = setup.run("--chat", stdin="/think\n")
+    assert "note: this model's chat template has no thinking switch" in result.stderr
+    assert setup.prompts() == []
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["--chat", "-p", "x"], ["--chat", "--json"], ["--chat", "--raw"], ["--raw", "--system", "x", "-p", "x"],
@@ -200,7 +282,7 @@ def test_chat_keeps_the_conversation_and_obeys_commands(setup: Setup) -> None:
     result = setup.run("--chat", stdin="\n".join(lines))
     assert result.exit_code == 0
     assert result.stdout.count("he wo\n") == 4
-    assert "/reset  forget the conversation" in result.stdout
+    assert re.search("/reset +forget the conversation", result.stdout)
     assert "There is no answer yet." in result.stderr
     assert "TTFT" in result.stderr
     assert setup.prompts() == [CHAT_START + "he wo"]
