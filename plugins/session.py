@@ -10,22 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cpm_edge.plugins.native import Handle, check, library, pointer
-
-Halves = npt.NDArray[np.float16]
-Floats = npt.NDArray[np.float32]
-
-
-class _Cache(ctypes.Structure):
-    _fields_ = (
-        ("key", ctypes.c_void_p),
-        ("value", ctypes.c_void_p),
-        ("pooled", ctypes.c_void_p),
-        ("capacity", ctypes.c_int64),
-    )
+from cpm_edge.plugins.sparse_attention.cache import AttentionCache
 
 
 class NativeSession:
-    """Owns a cpm_session; the arrays of caches and states stay the caller's and must outlive their use.
+    """Owns a cpm_session; caches and states stay the caller's and must outlive their use.
 
     Args:
         threads: worker threads, the calling thread included.
@@ -49,17 +38,14 @@ class NativeSession:
         """
         return self._handle.address
 
-    def set_cache(self, layer: int, key: Halves, value: Halves, pooled: Floats | None) -> None:
-        """Let the ops of a layer use these buffers: keys and values (kv heads, capacity, head size)."""
-        cache = _Cache(
-            pointer(key, np.float16), pointer(value, np.float16), pointer(pooled, np.float32), key.shape[1]
-        )
+    def set_cache(self, layer: int, cache: AttentionCache) -> None:
+        """Let the ops of a layer use the buffers of a cache of one sequence."""
         status = library().cpm_session_set_cache(
-            ctypes.c_void_p(self.address), ctypes.c_int32(layer), ctypes.byref(cache)
+            ctypes.c_void_p(self.address), ctypes.c_int32(layer), ctypes.byref(cache.c_struct(0))
         )
         check(status, "cpm_session_set_cache")
 
-    def set_state(self, layer: int, state: Floats) -> None:
+    def set_state(self, layer: int, state: npt.NDArray[np.float32]) -> None:
         """Let the ops of a recurrent layer use this state (heads, D, D)."""
         status = library().cpm_session_set_state(
             ctypes.c_void_p(self.address), ctypes.c_int32(layer), pointer(state, np.float32)

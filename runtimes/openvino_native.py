@@ -6,6 +6,7 @@ static for decode, where OpenVINO's overhead a node is a quarter.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,11 @@ import numpy.typing as npt
 
 from cpm_edge.plugins.native import REBUILD, NativeError, best_isa, load_extension
 from cpm_edge.plugins.session import NativeSession
-from cpm_edge.plugins.sparse_attention.pooling import pool_keys
-from cpm_edge.runtimes.bundle import Bundle, check_engine
+from cpm_edge.plugins.sparse_attention.cache import CACHE_TYPES, KEY_GROUP, AttentionCache
+from cpm_edge.plugins.sparse_attention.spec import SparseAttentionSpec
+from cpm_edge.runtimes.bundle import Bundle, Manifest, check_engine
 from cpm_edge.runtimes.cache_layout import RecurrentLayout, kv_layers, recurrent_info
-from cpm_edge.runtimes.errors import BackendError, missing_dependency
+from cpm_edge.runtimes.errors import BackendError, BundleError, missing_dependency
 from cpm_edge.runtimes.session import Engine, FloatArray, Logits, Session, TokenArray
 from cpm_edge.runtimes.snapshots import States
 
@@ -85,6 +87,22 @@ def _bind(request: ov.InferRequest, inputs: dict[str, npt.NDArray[Any]]) -> None
         request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
 
 
+def _attention_spec(manifest: Manifest) -> SparseAttentionSpec:
+    """What the caches depend on.
+
+    Raises:
+        BundleError: a cache that these kernels do not have.
+    """
+    layout = manifest.cache
+    if layout["dtype"] not in CACHE_TYPES or layout.get("key_group", KEY_GROUP) != KEY_GROUP:
+        raise BundleError(
+            f"cache: expected float16, or int8 with a scale every {KEY_GROUP} columns, got {layout}",
+            hint="Upgrade with: pip install --upgrade cpm-edge",
+        )
+    names = [field.name for field in dataclasses.fields(SparseAttentionSpec)]
+    return SparseAttentionSpec(**{name: manifest.attention[name] for name in names})
+
+
 class OpenVinoNativeEngine(Engine):
     """The two compiled models; each session has its own requests, threads and caches."""
 
@@ -95,6 +113,7 @@ class OpenVinoNativeEngine(Engine):
         self.manifest = bundle.manifest
         self.threads = threads
         self.max_context = max_context or bundle.manifest.context.max_context
+        self.spec = _attention_spec(bundle.manifest)
         self._owner = os.getpid()
 
     def session(self) -> OpenVinoNativeSession:
@@ -111,6 +130,11 @@ class OpenVinoNativeEngine(Engine):
             )
         return OpenVinoNativeSession(self)
 
+    def empty_cache(self) -> AttentionCache:
+        """The cache of one layer, without rows."""
+        layout = self.manifest.cache
+        return AttentionCache.empty(self.spec, 1, 0, layout["head_dim"], layout["dtype"])
+
     def info(self) -> dict[str, Any]:
         import openvino
 
@@ -121,6 +145,7 @@ class OpenVinoNativeEngine(Engine):
             "version": openvino.get_version().split("-")[0],
             "device": "CPU",
             "threads": self.threads,
+            "kv_cache": self.manifest.cache["dtype"],
             "max_context": self.max_context,
             **recurrent_info(self.manifest.cache),
         }
@@ -140,52 +165,46 @@ class OpenVinoNativeSession(Session):
             state_bytes=self._recurrent.nbytes if self._recurrent else 0,
         )
         self._engine = engine
-        self._layout = manifest.cache
-        self._kernel: int = manifest.attention["kernel_size"]
-        self._native = NativeSession(engine.threads, self._layout["layers"])
+        self._native = NativeSession(engine.threads, manifest.cache["layers"])
         self._address = np.array([self._native.address], np.uint64).view(np.uint8)
         self._prefill = engine.prefill.create_infer_request()
         self._decode = engine.decode.create_infer_request()
         # Bound once: handing inputs over costs more than a layer's nodes.
         self._token, self._past = np.zeros((1, 1), np.int64), np.zeros(1, np.int64)
         _bind(self._decode, {"input_ids": self._token, "past_length": self._past, "session": self._address})
-        self._kv_layers = kv_layers(self._layout)
+        self._caches = {layer: engine.empty_cache() for layer in kv_layers(manifest.cache)}
         self._states: list[FloatArray] = []
         if self._recurrent:
             for layer in self._recurrent.layers:
                 self._states.append(np.zeros(self._recurrent.shape[1:], np.float32))
                 self._native.set_state(layer, self._states[-1])
-        self._keys: list[npt.NDArray[np.float16]] = []
-        self._values: list[npt.NDArray[np.float16]] = []
-        self._pooled: list[npt.NDArray[np.float32]] = []
         self._reserve(min(FIRST_CAPACITY, self.max_context))
 
     def cache_bytes(self) -> int:
-        held = int(sum(array.nbytes for buffers in self._buffers() for array in buffers))
-        return held + self.snapshot_bytes()
+        held = sum(cache.nbytes for cache in self._caches.values())
+        return held + sum(state.nbytes for state in self._states) + self.snapshot_bytes()
 
     @property
     def capacity(self) -> int:
         """Rows that the cache buffers hold now."""
-        return int(self._keys[0].shape[1])
+        return min((cache.capacity for cache in self._caches.values()), default=0)
 
     def pooled_bytes(self) -> int:
         """How many of ``cache_bytes`` are pooled keys; 0 for dense models."""
-        return sum(array.nbytes for array in self._pooled)
+        return sum(cache.pooled.nbytes for cache in self._caches.values() if cache.pooled is not None)
 
     def layer_keys(self, layer: int) -> FloatArray:
-        return self._rows_of(self._keys, layer)
+        keys: FloatArray = self._caches[layer].keys(0, self._cached)[0]
+        return keys
 
     def layer_values(self, layer: int) -> FloatArray:
         """Values of one layer; see ``layer_keys``."""
-        return self._rows_of(self._values, layer)
+        values: FloatArray = self._caches[layer].values(0, self._cached)[0]
+        return values
 
     def layer_state(self, layer: int) -> FloatArray:
         assert self._recurrent is not None
         return self._states[self._recurrent.layers.index(layer)].copy()
-
-    def _rows_of(self, buffers: list[npt.NDArray[np.float16]], layer: int) -> FloatArray:
-        return buffers[self._kv_layers.index(layer)][:, : self._cached].astype(np.float32)
 
     def fill(
         self,
@@ -218,17 +237,15 @@ class OpenVinoNativeSession(Session):
         states = self._given_states(state_of_layer)
         first, stop = self.position, self.position + len(tokens)
         self._reserve(stop)
-        shape = (self._layout["kv_heads"], len(tokens), self._layout["head_dim"])
-        for index, layer in enumerate(self._kv_layers):
+        layout = self._engine.manifest.cache
+        shape = (layout["kv_heads"], len(tokens), layout["head_dim"])
+        for layer, cache in self._caches.items():
             keys, values = rows_of_layer(layer)
             if keys.shape != shape or values.shape != shape:
                 raise ValueError(
                     f"layer {layer}: expected keys and values {shape}, got {keys.shape} and {values.shape}"
                 )
-            self._keys[index][:, first:stop] = keys
-            self._values[index][:, first:stop] = values
-            if self._pooled:
-                pool_keys(self._keys[index], self._pooled[index], self._kernel, first, stop)
+            cache.write(first, keys[None], values[None], self._engine.spec.kernel_size)
         self._tokens.extend(tokens.tolist())
         self._cached = stop
         if self._recurrent:
@@ -248,34 +265,20 @@ class OpenVinoNativeSession(Session):
         return states
 
     def _reserve(self, rows: int) -> None:
-        capacity = self._keys[0].shape[1] if self._keys else 0
-        if rows <= capacity:
+        if rows <= self.capacity or not self._caches:
             return
-        multiple = self._layout["multiple_of"]
-        wanted = -(-min(max(2 * capacity, rows), self.max_context) // multiple) * multiple
-        stride = self._layout["pooled_stride"]
-        # All of them before any is replaced: the ops must never see buffers of two sizes.
-        keys = self._grown(self._keys, wanted, np.float16)
-        values = self._grown(self._values, wanted, np.float16)
-        pooled_keys = self._grown(self._pooled, wanted // stride, np.float32) if stride else []
-        self._keys, self._values, self._pooled = keys, values, pooled_keys
-        for index, layer in enumerate(self._kv_layers):
-            pooled = self._pooled[index] if stride else None
-            self._native.set_cache(layer, self._keys[index], self._values[index], pooled)
-
-    def _grown(
-        self, buffers: list[npt.NDArray[Any]], rows: int, dtype: npt.DTypeLike
-    ) -> list[npt.NDArray[Any]]:
-        shape = (self._layout["kv_heads"], rows, self._layout["head_dim"])
-        grown = []
-        for index in range(len(self._kv_layers)):
-            # Untouched pages of zeros cost no memory.
-            buffer = np.zeros(shape, dtype)
-            if buffers:
-                old = buffers[index]
-                buffer[:, : old.shape[1]] = old
-            grown.append(buffer)
-        return grown
+        multiple = self._engine.manifest.cache["multiple_of"]
+        wanted = -(-min(max(2 * self.capacity, rows), self.max_context) // multiple) * multiple
+        try:
+            for layer, cache in self._caches.items():
+                grown = cache.resized(self._engine.spec, wanted)
+                self._native.set_cache(layer, grown)
+                self._caches[layer] = grown
+        except MemoryError as error:
+            raise BackendError(
+                f"there is no memory for a cache of {wanted} tokens",
+                hint="Set a smaller max_context, or export with --kv-cache int8.",
+            ) from error
 
     def _step(self, tokens: TokenArray, logits: Logits) -> FloatArray:
         try:
@@ -316,18 +319,15 @@ class OpenVinoNativeSession(Session):
 
     def _clone(self) -> OpenVinoNativeSession:
         twin = self._engine.session()
-        twin._reserve(self._keys[0].shape[1])
-        for mine, theirs in zip(self._buffers(), twin._buffers(), strict=True):
-            for source, target in zip(mine, theirs, strict=True):
-                target[...] = source
+        twin._reserve(self.capacity)
+        for layer, cache in self._caches.items():
+            twin._caches[layer].copy_from(cache)
+        twin._load_states(self._states)
         return twin
-
-    def _buffers(self) -> tuple[list[npt.NDArray[Any]], ...]:
-        return self._keys, self._values, self._pooled, self._states
 
     def _close(self) -> None:
         # In this order: closing waits for a step in another thread, which uses all the others.
         self._native.close()
         del self._prefill, self._decode
-        for buffers in self._buffers():
-            buffers.clear()
+        self._caches.clear()
+        self._states.clear()

@@ -22,7 +22,7 @@ from cpm_edge.exporter.passes.openvino_experts import stack_experts, tiled_exper
 from cpm_edge.exporter.passes.openvino_names import renumber
 from cpm_edge.exporter.passes.openvino_state import make_stateful, stable_topk
 from cpm_edge.exporter.passes.openvino_weights import OpenVinoWeights
-from cpm_edge.exporter.targets.aipc_native import OPS, build_native
+from cpm_edge.exporter.targets.aipc_native import CACHE_TYPES, OPS, build_native
 from cpm_edge.exporter.targets.common import BuildJob, Built, cache_layers
 from cpm_edge.exporter.targets.openvino_tokenizer import DETOKENIZER, TOKENIZER, write_tokenizer
 from cpm_edge.plugins import DOMAIN, VERSION
@@ -110,7 +110,7 @@ def _kv_cache(job: BuildJob, spec: SparseAttentionSpec) -> str:
     if not spec.is_dense and job.kv_cache == "int8":
         raise ExportError(
             "--kv-cache: expected fp32 or fp16 for sparse attention in the stock flavour, got int8",
-            hint="leave --kv-cache out, or export with --attention dense",
+            hint="leave --kv-cache out, use --flavour native, or export with --attention dense",
         )
     return job.kv_cache or ("fp32" if job.weights.policy.linear.format.value == "fp32" else "fp16")
 
@@ -121,13 +121,13 @@ def _native(job: BuildJob) -> Built:
             "--flavour native: expected keys and values of their own, got latent attention (MiniCPM3)",
             hint="--flavour stock, or --target ort",
         )
-    for option, value, only in (
-        ("--kv-cache", job.kv_cache, "fp16"),
-        ("--activations", job.activations, "int8"),
+    for option, value, choices in (
+        ("--kv-cache", job.kv_cache, tuple(CACHE_TYPES)),
+        ("--activations", job.activations, ("int8",)),
     ):
-        if value not in (None, only):
+        if value is not None and value not in choices:
             raise ExportError(
-                f"{option}: expected {only} in the native flavour, got {value}",
+                f"{option}: expected {' or '.join(choices)} in the native flavour, got {value}",
                 hint=f"leave {option} out, or use --flavour stock",
             )
     cache = build_native(job)

@@ -15,9 +15,12 @@ from cpm_edge.exporter.passes.openvino_constants import attach_constants
 from cpm_edge.exporter.passes.openvino_names import renumber
 from cpm_edge.exporter.targets.common import BuildJob, cache_layers
 from cpm_edge.plugins.native import REBUILD, NativeError, load_extension
+from cpm_edge.plugins.sparse_attention.cache import KEY_GROUP
 
 MODEL = "openvino_native.xml"
 DATA = "openvino_native.bin"
+# Values of --kv-cache, as the manifest names them.
+CACHE_TYPES = {"fp16": "float16", "int8": "int8"}
 OPS = ("NormLinear", "NormGated", "LinearAdd", "CachedAttention", "RecurrentAttention")
 
 
@@ -53,9 +56,11 @@ def build_native(job: BuildJob) -> dict[str, Any]:
     attach_constants(job.folder / MODEL, job.folder / DATA, weights, job.progress)
     renumber(job.folder / MODEL)
     spec = job.config.attention_spec(0)
+    dtype = CACHE_TYPES[job.kv_cache or "fp16"]
     return {
         "form": "session",
-        **cache_layers(job.config, "float16"),
+        **({"key_group": KEY_GROUP} if dtype == "int8" else {}),
+        **cache_layers(job.config, dtype),
         "multiple_of": spec.block_size,
         "pooled_stride": 0 if spec.is_dense else spec.kernel_stride,
     }

@@ -30,8 +30,6 @@ struct cpm_session {
 
 namespace {
 
-constexpr int32_t kAbiVersion = 1;
-
 cpm::NBitsShape shape_of(const cpm_nbits_shape& s) {
     cpm::NBitsShape shape;
     shape.rows = s.rows;
@@ -71,6 +69,13 @@ bool is_valid(const cpm_attention_spec& s) {
     return s.window_size >= 0 && s.window_size % s.block_size == 0 && s.init_blocks >= 0 && s.topk > s.init_blocks;
 }
 
+bool is_valid(const cpm_cache& c, const cpm_attention_spec& s) {
+    if (c.type != CPM_CACHE_FLOAT16 && c.type != CPM_CACHE_INT8) return false;
+    const bool scaled = c.type == CPM_CACHE_INT8;
+    if ((c.key_scales != nullptr) != scaled || (c.value_scales != nullptr) != scaled) return false;
+    return c.key && c.value && (s.topk == 0 || c.pooled);
+}
+
 bool is_valid(const cpm_attention_rows& r, const cpm_attention_spec& s) {
     const int64_t query = int64_t(s.num_heads) * s.head_size, key = int64_t(s.kv_num_heads) * s.head_size;
     if (r.rows < 0 || r.past_length < 0 || (r.cosine == nullptr) != (r.sine == nullptr)) return false;
@@ -81,7 +86,7 @@ bool is_valid(const cpm_attention_rows& r, const cpm_attention_spec& s) {
 
 extern "C" {
 
-int32_t cpm_abi_version(void) { return kAbiVersion; }
+int32_t cpm_abi_version(void) { return CPM_ABI_VERSION; }
 
 const char* cpm_error_text(int32_t status) {
     switch (status) {
@@ -251,7 +256,7 @@ int32_t cpm_output_gate(cpm_pool* pool, int32_t isa, const float* gate, int64_t 
 
 int32_t cpm_sparse_attention(cpm_pool* pool, int32_t isa, const cpm_attention_spec* spec, const cpm_cache* cache,
                              const cpm_attention_rows* rows) {
-    if (!is_valid(*spec) || !is_valid(*rows, *spec) || (spec->topk && !cache->pooled)) return CPM_BAD_SHAPE;
+    if (!is_valid(*spec) || !is_valid(*rows, *spec) || !is_valid(*cache, *spec)) return CPM_BAD_SHAPE;
     if (rows->past_length > cache->capacity - rows->rows) return CPM_CACHE_FULL;
     if (!cpm_has_isa(isa)) return CPM_BAD_ISA;
     cpm::AttentionSpec s;
@@ -278,8 +283,9 @@ int32_t cpm_sparse_attention(cpm_pool* pool, int32_t isa, const cpm_attention_sp
     step.value_stride = rows->value_stride;
     step.cosine = rows->cosine;
     step.sine = rows->sine;
-    step.key_cache = cache->key;
-    step.value_cache = cache->value;
+    step.type = cache->type == CPM_CACHE_INT8 ? cpm::CacheType::int8 : cpm::CacheType::half;
+    step.key_cache = {cache->key, cache->key_scales};
+    step.value_cache = {cache->value, cache->value_scales};
     step.pooled_cache = s.topk ? cache->pooled : nullptr;
     step.capacity = cache->capacity;
     step.past = rows->past_length;

@@ -16,7 +16,8 @@ extern "C" {
 
 enum cpm_status { CPM_OK = 0, CPM_BAD_SHAPE = 1, CPM_BAD_ISA = 2, CPM_CACHE_FULL = 3 };
 
-/* Grows with every change of a signature or a packed layout. */
+/* Grows with every change of a signature, a struct or a packed layout. */
+#define CPM_ABI_VERSION 2
 CPM_API int32_t cpm_abi_version(void);
 CPM_API const char* cpm_error_text(int32_t status);
 
@@ -94,9 +95,15 @@ CPM_API int32_t cpm_sparse_mlp(cpm_pool* pool, int32_t isa, const cpm_sparse_mlp
  * tensor, so that sessions in one process share a compiled model but neither threads nor caches. */
 typedef struct cpm_session cpm_session;
 
-/* One layer's cache: keys and values float16 (kv_heads, capacity, head size), pooled keys float32. */
+enum cpm_cache_type { CPM_CACHE_FLOAT16 = 0, CPM_CACHE_INT8 = 1 };
+
+/* One layer's cache: keys and values (kv_heads, capacity, head size) and pooled keys float32. int8 is
+ * code * scale: keys have a float16 scale every 32 columns, (kv_heads, capacity, ceil(head size / 32)), values one
+ * a row, (kv_heads, capacity); float16 caches have no scales. */
 typedef struct {
-    uint16_t *key, *value;
+    int32_t type;
+    void *key, *value;
+    uint16_t *key_scales, *value_scales;
     float* pooled;
     int64_t capacity;
 } cpm_cache;

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cpm_edge.plugins.native import Isa, NativeError, ThreadPool, best_isa, check, library, pointer
+from cpm_edge.plugins.sparse_attention.cache import KEY_GROUP, AttentionCache
 from cpm_edge.plugins.sparse_attention.spec import SparseAttentionSpec
 
+__all__ = ["AttentionCache", "AttentionCall", "sparse_attention"]
+
 Floats = npt.NDArray[np.float32]
-Halves = npt.NDArray[np.float16]
 Indices = npt.NDArray[np.int32]
 
 _POINTERS = ("query", "key", "value")
@@ -36,15 +37,6 @@ class _Spec(ctypes.Structure):
     )
 
 
-class _Cache(ctypes.Structure):
-    _fields_ = (
-        ("key", ctypes.c_void_p),
-        ("value", ctypes.c_void_p),
-        ("pooled", ctypes.c_void_p),
-        ("capacity", ctypes.c_int64),
-    )
-
-
 class _Rows(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in _POINTERS),
@@ -56,36 +48,6 @@ class _Rows(ctypes.Structure):
         ("output", ctypes.c_void_p),
         ("selected", ctypes.c_void_p),
     )
-
-
-@dataclass(frozen=True)
-class AttentionCache:
-    """The buffers of one layer, written in place.
-
-    Attributes:
-        key, value: (B, kv_num_heads, C, D) float16.
-        pooled: (B, kv_num_heads, C / kernel_stride, D) float32, None where the spec is dense.
-    """
-
-    key: Halves
-    value: Halves
-    pooled: Floats | None
-
-    @classmethod
-    def empty(cls, spec: SparseAttentionSpec, batch: int, capacity: int, size: int) -> AttentionCache:
-        """Zeros for ``capacity`` rows of ``size`` floats a head.
-
-        Raises:
-            ValueError: a sparse spec and a capacity that is not whole blocks.
-        """
-        shape = (batch, spec.kv_num_heads, capacity, size)
-        pooled = None
-        if not spec.is_dense:
-            if capacity % spec.block_size:
-                raise ValueError(f"capacity: expected a multiple of {spec.block_size}, got {capacity}")
-            windows = capacity // spec.kernel_stride
-            pooled = np.zeros((batch, spec.kv_num_heads, windows, size), np.float32)
-        return cls(np.zeros(shape, np.float16), np.zeros(shape, np.float16), pooled)
 
 
 class AttentionCall:
@@ -121,8 +83,6 @@ class AttentionCall:
         self._spec = _Spec(head_size=query.shape[2] // spec.num_heads, **spec.attributes())
         self._sequences = []
         for b, past in enumerate(past_length.tolist()):
-            pooled = None if cache.pooled is None else pointer(cache.pooled[b], np.float32)
-            key_cache, value_cache = (pointer(rows[b], np.float16) for rows in (cache.key, cache.value))
             rows = _Rows(
                 past_length=past,
                 rows=query.shape[1],
@@ -134,7 +94,7 @@ class AttentionCall:
                 setattr(rows, f"{name}_stride", _row_stride(name, array[b]))
             if rotation is not None:
                 rows.cosine, rows.sine = (pointer(table[b], np.float32) for table in rotation)
-            self._sequences.append((_Cache(key_cache, value_cache, pooled, cache.key.shape[2]), rows))
+            self._sequences.append((cache.c_struct(b), rows))
 
     def __call__(self) -> None:
         """Append the rows and attend."""
@@ -205,6 +165,11 @@ def _check_shapes(
         "out": (output, (batch, rows, width)),
         "selected": (selected, (batch, rows, heads, spec.budget)),
     }
+    if cache.key.dtype == np.int8:
+        if cache.key_scales is None or cache.value_scales is None:
+            raise NativeError("cache scales: an int8 cache needs them")
+        expected["key scales"] = (cache.key_scales, (batch, heads, capacity, -(-size // KEY_GROUP)))
+        expected["value scales"] = (cache.value_scales, (batch, heads, capacity))
     if not spec.is_dense:
         if cache.pooled is None:
             raise NativeError("pooled cache: a sparse spec needs one")

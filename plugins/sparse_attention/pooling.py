@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 
 def pool_keys(
-    keys: npt.NDArray[np.float16], pooled: npt.NDArray[np.float32], kernel: int, first: int, stop: int
+    keys: npt.NDArray[np.floating[Any]],
+    pooled: npt.NDArray[np.float32],
+    kernel: int,
+    first: int,
+    stop: int,
 ) -> None:
     """Write the pooled keys of the windows that rows [first, stop) complete.
 
     Args:
-        keys: (kv heads, capacity, head_dim), valid up to ``stop``.
+        keys: (kv heads, capacity, head_dim), as they are stored, valid up to ``stop``.
         pooled: (kv heads, capacity / stride, head_dim); row j is the mean of ``kernel`` = 2 * stride keys
             from stride * j on.
     """

@@ -22,6 +22,9 @@ value of a row is the first Dv columns of its key. The inputs value and value_ca
 present_value are left out, and the output is (B, T, num_heads * Dv). One cache then holds keys and values of
 all heads. Only with kv_num_heads 1 and topk 0.
 
+A cache may round (``cache.py``: float16, int8). Every score, pooled key and sum then uses the rows as they
+are stored, the new ones included; so the result still does not depend on chunks.
+
 Selection for the query at absolute position ``pos`` (all group heads of one kv head share it)
     k1[j]   mean of keys [stride * j, stride * j + kernel); visible when the window is complete at pos
     s1      query . k1 * scale

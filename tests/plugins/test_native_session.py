@@ -3,27 +3,26 @@ from __future__ import annotations
 import gc
 import threading
 
-import numpy as np
 import pytest
 
 from cpm_edge.plugins.native import NativeError
 from cpm_edge.plugins.session import NativeSession
+from cpm_edge.plugins.sparse_attention.cache import AttentionCache
+from cpm_edge.plugins.sparse_attention.spec import SparseAttentionSpec
 from tests.support.threads import await_end, needs_proc, thread_ids
 
-
-def caches() -> tuple[np.ndarray, np.ndarray]:
-    return np.zeros((2, 64, 16), np.float16), np.zeros((2, 64, 16), np.float16)
+CACHE = AttentionCache.empty(SparseAttentionSpec.dense(4, 2, 0.25), 1, 64, 16)
 
 
 def test_a_closed_session_is_refused() -> None:
     session = NativeSession(threads=2, layers=1)
-    session.set_cache(0, *caches(), None)
+    session.set_cache(0, CACHE)
     with session.step():
         assert session.address
     session.close()
     session.close()
     with pytest.raises(NativeError, match="the native session is closed"):
-        session.set_cache(0, *caches(), None)
+        session.set_cache(0, CACHE)
     with pytest.raises(NativeError, match="the native session is closed"), session.step():
         pass
 
@@ -32,7 +31,7 @@ def test_a_layer_that_the_session_does_not_have() -> None:
     session = NativeSession(threads=1, layers=2)
     for layer in (-1, 2):
         with pytest.raises(NativeError, match="cpm_session_set_cache"):
-            session.set_cache(layer, *caches(), None)
+            session.set_cache(layer, CACHE)
     session.close()
 
 

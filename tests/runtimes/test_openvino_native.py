@@ -53,9 +53,14 @@ def quantized_linear(x: torch.Tensor, weight: torch.Tensor, bias: Any = None) ->
 
 @torch.no_grad()
 def emulated(
-    bundles: Bundles, variant: str, ids: npt.NDArray[np.int64], monkeypatch: pytest.MonkeyPatch
+    bundles: Bundles,
+    variant: str,
+    ids: npt.NDArray[np.int64],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    cache_type: torch.dtype = torch.float16,
 ) -> npt.NDArray[np.float32]:
-    """The eager modules with the kernels' roundings: stored weights, int8 activations, float16 caches.
+    """The eager modules with the kernels' roundings: stored weights, int8 activations, rounded caches.
 
     Returns:
         Logits (B, T, vocab) of ids (B, T).
@@ -66,9 +71,9 @@ def emulated(
         )
         load_weights(model, "", weights.dequantized, plan.config.tie_word_embeddings)
         config = plan.config
-    # Pairs of keys and values are float16; states, one a layer, are not.
+    # Pairs of keys and values are rounded; states, one a layer, are not.
     caches = [
-        tuple(part.half() for part in cache) if len(cache) == 2 else cache
+        tuple(part.to(cache_type) for part in cache) if len(cache) == 2 else cache
         for cache in empty_caches(config, ids.shape[1], len(ids))
     ]
     with monkeypatch.context() as patch:
@@ -198,8 +203,11 @@ def test_a_filled_cache_is_that_of_a_prefill(
         if engine.manifest.attention["sparse"]:
             kernel, stride = engine.manifest.attention["kernel_size"], engine.manifest.cache["pooled_stride"]
             windows = (300 - kernel) // stride + 1
-            for mine, theirs in zip(target._pooled, source._pooled, strict=True):
-                np.testing.assert_allclose(mine[:, :windows], theirs[:, :windows], rtol=1e-5, atol=1e-6)
+            for layer, mine in target._caches.items():
+                pooled, expected = mine.pooled, source._caches[layer].pooled
+                assert pooled is not None and expected is not None
+                pooled, expected = pooled[0, :, :windows], expected[0, :, :windows]
+                np.testing.assert_allclose(pooled, expected, rtol=1e-5, atol=1e-6)
         expected = source.forward(tokens[300:])
         np.testing.assert_allclose(target.forward(tokens[300:]), expected, atol=1e-4 * expected.std())
 

@@ -1,10 +1,12 @@
-// IEEE half precision in plain C++, bit-exact with the hardware conversions.
+// IEEE half precision in plain C++, bit-exact with the hardware conversions. In an unnamed namespace, because files
+// for different instruction sets include it.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
 namespace cpm {
+namespace {
 
 inline float half_to_float(std::uint16_t h) {
     const std::uint32_t sign = std::uint32_t(h & 0x8000u) << 16;
@@ -47,4 +49,5 @@ inline std::uint16_t float_to_half(float f) {
     return std::uint16_t(sign | (kept + (rest > half || (rest == half && (kept & 1u)))));
 }
 
+}  // namespace
 }  // namespace cpm

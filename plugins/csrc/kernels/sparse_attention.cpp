@@ -12,19 +12,18 @@ constexpr std::int64_t kSerialAppend = 32;  // rows times kv heads below which o
 void append(const AttentionCall& call, int kv_head) {
     const AttentionStep& step = call.step;
     const int size = call.spec.head_size;
-    std::uint16_t* keys = step.key_cache + (kv_head * step.capacity + step.past) * size;
-    std::uint16_t* values = step.value_cache + (kv_head * step.capacity + step.past) * size;
-    for (std::int64_t t = 0; t < step.rows; ++t, keys += size, values += size) {
+    for (std::int64_t t = 0; t < step.rows; ++t) {
         float rotated[kMaxHeadSize];
         rotate(call, step.key + t * step.key_stride + kv_head * size, t, 1.0f, rotated);
-        call.kernels.to_half(rotated, size, keys);
-        call.kernels.to_half(step.value + t * step.value_stride + kv_head * size, size, values);
+        call.cache.store_key(rotated, size, call.keys(kv_head, step.past + t));
+        const float* value = step.value + t * step.value_stride + kv_head * size;
+        call.cache.store_value(value, size, call.values(kv_head, step.past + t));
     }
     if (!step.pooled_cache) return;
     // Only the windows that the new rows completed.
     const std::int64_t last = call.spec.windows(call.length());
     for (std::int64_t j = call.spec.windows(step.past); j < last; ++j)
-        call.kernels.mean(call.keys(kv_head, j * call.spec.kernel_stride), call.spec.kernel_size, size,
+        call.cache.mean(call.keys(kv_head, j * call.spec.kernel_stride), call.spec.kernel_size, size,
                           const_cast<float*>(call.pooled(kv_head, j)));
 }
 

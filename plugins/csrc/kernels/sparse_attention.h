@@ -1,9 +1,9 @@
 // cpm.SparseAttention on caches of fixed capacity, one sequence: append the new rows, choose key blocks for the
 // rows beyond dense_len, attend. plugins/sparse_attention/spec.py states the semantics.
 //
-// Keys and values are kept in float16, pooled keys in float32: they are an eighth of the keys' bytes, and the
-// selection then depends on nothing but the stored keys. A call splits its work by rules that do not look at the
-// number of threads, so results are equal whatever the pool.
+// Keys and values are kept in float16 or int8, pooled keys in float32: they are an eighth of the keys' float16 bytes,
+// and the selection then depends on nothing but the stored keys. A call splits its work by rules that do not look at
+// the number of threads, so results are equal whatever the pool.
 #pragma once
 
 #include <cstdint>
@@ -16,6 +16,18 @@ namespace cpm {
 constexpr int kMaxHeadSize = 256;
 constexpr int kKeyPanel = 16;    // keys side by side in a packed panel (head_size, 16)
 constexpr int kValuePanel = 16;  // columns side by side in a packed panel (keys, 16)
+constexpr int kScaleColumns = 32;  // columns of an int8 key that share a scale; a value has one for all
+
+// Scales of an int8 key of `size` columns.
+constexpr int key_scales(int size) { return (size + kScaleColumns - 1) / kScaleColumns; }
+
+enum class CacheType : int { half = 0, int8 = 1 };
+
+// Consecutive rows of one kv head in a cache.
+struct CacheRows {
+    void* data;             // (rows, head_size), float16 bits or int8
+    std::uint16_t* scales;  // float16 bits, (rows, key_scales) of int8 keys or (rows) of int8 values; else null
+};
 
 struct AttentionSpec {
     int num_heads = 1, kv_heads = 1, head_size = 64;
@@ -43,8 +55,8 @@ struct AttentionStep {
     const float *key, *value;     // (rows, kv_heads * head_size)
     std::int64_t query_stride, key_stride, value_stride;  // floats from one row to the next
     const float *cosine, *sine;   // (rows, head_size / 2) to rotate query and key by halves; null: rotated already
-    std::uint16_t* key_cache;     // (kv_heads, capacity, head_size), float16 bits
-    std::uint16_t* value_cache;   // likewise
+    CacheType type;
+    CacheRows key_cache, value_cache;  // (kv_heads, capacity) rows
     float* pooled_cache;          // (kv_heads, capacity / kernel_stride, head_size); null with topk 0
     std::int64_t capacity, past, rows;
     float* output;                // (rows, num_heads * head_size)
@@ -56,26 +68,49 @@ void sparse_attention(ThreadPool& pool, Isa isa, const AttentionSpec& spec, cons
 // Memory that the next block needs. Kernels ask for a few lines of it between pieces of their own work: asked for at
 // once, the lines would hold up everything behind them for as long as the memory takes.
 struct Ahead {
-    const char *at = nullptr, *end = nullptr;      // first this range
-    const char *then = nullptr, *then_end = nullptr;
+    struct Range {
+        const char *at = nullptr, *end = nullptr;
+    };
+    Range ranges[4];  // the first is under way; the unused ones come last
+
+    void add(const void* from, std::int64_t bytes) {
+        Range* range = ranges;
+        while (range->at) ++range;
+        range->at = static_cast<const char*>(from);
+        range->end = range->at + bytes;
+    }
+};
+
+// The functions that depend on the cache's type. Keys and values are `n` rows of `size` columns.
+struct CacheKernels {
+    int direct_keys;  // queries for which packing a block of keys does not pay
+    // One row into the cache.
+    void (*store_key)(const float* in, int size, const CacheRows& row);
+    void (*store_value)(const float* in, int size, const CacheRows& row);
+    // out (size) = mean of the keys.
+    void (*mean)(const CacheRows& keys, int n, int size, float* out);
+    // Keys to panels of 16, the last one filled up with zeros; a panel is (size, 16).
+    void (*pack_keys)(const CacheRows& keys, int n, int size, float* panels, Ahead& ahead);
+    // Values without their scales to panels (n, 16), the last one (n, 8) where size % 16 is 8.
+    void (*pack_values)(const CacheRows& values, int n, int size, float* panels);
+    // out (rows, n) with leading dimension `ld` = queries (rows, size) times the keys.
+    void (*direct_scores)(const float* queries, int rows, int size, const CacheRows& keys, int n, float* out,
+                          std::int64_t ld, Ahead& ahead);
+    // weights (rows, n; ld) *= the values' scales, so that products need none. Null where values have no scales.
+    void (*apply_scales)(float* weights, int rows, std::int64_t ld, int n, const CacheRows& values);
+    // sums (rows, size) = rescale * sums + weights (rows, n; ld) times the values without their scales.
+    void (*direct_accumulate)(const float* weights, int rows, std::int64_t ld, int n, const CacheRows& values,
+                              int size, const float* rescale, float* sums, Ahead& ahead);
 };
 
 // The functions that exist once per instruction set. Scores are in units of ln 2: queries carry scale * log2(e).
 struct AttentionKernels {
-    void (*to_half)(const float* in, std::int64_t n, std::uint16_t* out);
-    // out (size) = mean of `count` rows (size) of halves.
-    void (*mean)(const std::uint16_t* rows, int count, int size, float* out);
-    // Keys (n, size) to panels of 16, the last one filled up with zeros; a panel is (size, 16).
-    void (*pack_keys)(const std::uint16_t* keys, int n, int size, float* panels, Ahead& ahead);
+    CacheKernels half, int8;
     void (*pack_pooled)(const float* keys, int n, int size, float* panels);
-    // Values (n, size) to panels (n, 16), the last one (n, 8) where size % 16 is 8.
-    void (*pack_values)(const std::uint16_t* values, int n, int size, float* panels);
     // out (rows, 16 * panels) with leading dimension `ld` = queries (rows, size) times the packed keys.
     void (*scores)(const float* queries, int rows, int size, const float* keys, int panels, float* out,
                    std::int64_t ld, Ahead& ahead);
-    // The same straight from the cache: out (rows, n).
-    void (*direct_scores)(const float* queries, int rows, int size, const std::uint16_t* keys, int n, float* out,
-                          std::int64_t ld, Ahead& ahead);
+    // The same with pooled keys: out (rows, n).
     void (*direct_pooled)(const float* queries, int rows, int size, const float* keys, int n, float* out,
                           std::int64_t ld, Ahead& ahead);
     // One block of the online softmax: scores (rows, ld), of which the first `visible` count, become weights,
@@ -85,9 +120,6 @@ struct AttentionKernels {
     // sums (rows, size) = rescale * sums + weights (rows, n; ld) times packed values.
     void (*accumulate)(const float* weights, int rows, std::int64_t ld, int n, const float* values, int size,
                        const float* rescale, float* sums);
-    // The same straight from the cache.
-    void (*direct_accumulate)(const float* weights, int rows, std::int64_t ld, int n, const std::uint16_t* values,
-                              int size, const float* rescale, float* sums, Ahead& ahead);
     // Maximum and sum of exponentials of n scores, or of their `coarse` windows when there are any:
     // window j is the mean of scores 4j, 4j + 2, 4j + 4 and 4j + 6.
     void (*normalizer)(const float* scores, std::int64_t n, std::int64_t coarse, float* top, float* total);
@@ -95,6 +127,8 @@ struct AttentionKernels {
     void (*probabilities)(float* scores, std::int64_t n, float top, float limit, float factor);
     // sums += values.
     void (*add)(const float* values, std::int64_t n, float* sums);
+
+    const CacheKernels& of(CacheType type) const { return type == CacheType::int8 ? int8 : half; }
 };
 
 const AttentionKernels& attention_kernels(Isa isa);

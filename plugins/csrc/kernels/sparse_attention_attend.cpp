@@ -12,7 +12,7 @@ namespace {
 constexpr int kDenseBlock = 64;               // keys of a step where the spec has no blocks
 constexpr int kTileQueries = 128;             // rows times group heads of a tile
 constexpr int kMaxTileRows = 32;              // bits of a mask
-constexpr int kDirectRows = 8;                // queries for which packing a block does not pay
+constexpr int kDirectValues = 8;              // queries for which packing a block of values does not pay
 constexpr std::int64_t kFewTiles = 16;        // below, the blocks of a tile are split
 constexpr std::int64_t kMaxTasks = 64;        // splits times tiles
 constexpr std::int64_t kBlocksPerTask = 8;    // no split has fewer
@@ -143,19 +143,20 @@ void Tile::attend_rows(const MaskedBlock& masked, int from, int to, const float*
     if (keys)
         kernels.scores(queries, rows, size_, keys, int(ceil_div(count, kKeyPanel)), scores, ld, ahead);
     else
-        kernels.direct_scores(queries, rows, size_, call_.keys(kv_head_, start), count, scores, ld, ahead);
+        call_.cache.direct_scores(queries, rows, size_, call_.keys(kv_head_, start), count, scores, ld, ahead);
     for (int row = from; row < to; ++row) {
         const int visible = int(std::min<std::int64_t>(count, call_.step.past + first_ + row + 1 - start));
         const int at = (row - from) * group_;
         kernels.softmax(scores + at * ld, group_, ld, visible, int(round_up(count, 8)), sums.top + q + at,
                         sums.total + q + at, rescale + at, ahead);
     }
+    const CacheRows cached = call_.values(kv_head_, start);
+    if (call_.cache.apply_scales) call_.cache.apply_scales(scores, rows, ld, count, cached);
     float* target = sums.values + std::int64_t(q) * size_;
     if (values)
         kernels.accumulate(scores, rows, ld, count, values, size_, rescale, target);
     else
-        kernels.direct_accumulate(scores, rows, ld, count, call_.values(kv_head_, start), size_, rescale, target,
-                                  ahead);
+        call_.cache.direct_accumulate(scores, rows, ld, count, cached, size_, rescale, target, ahead);
 }
 
 void Tile::attend_block(const MaskedBlock& masked, const Sums& sums, Ahead& ahead) {
@@ -164,11 +165,13 @@ void Tile::attend_block(const MaskedBlock& masked, const Sums& sums, Ahead& ahea
     int active = 0;
     for (std::uint32_t bits = masked.rows; bits; bits &= bits - 1) active += group_;
     float *keys = nullptr, *values = nullptr;
-    if (active > kDirectRows) {
+    if (active > call_.cache.direct_keys) {
         keys = scratch().keys.data();
-        call_.kernels.pack_keys(call_.keys(kv_head_, start), count, size_, keys, ahead);
+        call_.cache.pack_keys(call_.keys(kv_head_, start), count, size_, keys, ahead);
+    }
+    if (active > kDirectValues) {
         values = scratch().values.data();
-        call_.kernels.pack_values(call_.values(kv_head_, start), count, size_, values);
+        call_.cache.pack_values(call_.values(kv_head_, start), count, size_, values);
     }
     const int rows = int(last_ - first_);
     for (int from = 0; from < rows;) {
@@ -185,10 +188,14 @@ void Tile::attend_block(const MaskedBlock& masked, const Sums& sums, Ahead& ahea
 
 Ahead Tile::memory_of(const MaskedBlock& masked) const {
     const std::int64_t start = std::int64_t(masked.block) * unit_;
-    const std::int64_t bytes = std::min<std::int64_t>(unit_, call_.step.past + last_ - start) * size_ * 2;
-    const char* keys = reinterpret_cast<const char*>(call_.keys(kv_head_, start));
-    const char* values = reinterpret_cast<const char*>(call_.values(kv_head_, start));
-    return {keys, keys + bytes, values, values + bytes};
+    const std::int64_t rows = std::min<std::int64_t>(unit_, call_.step.past + last_ - start);
+    const CacheRows keys = call_.keys(kv_head_, start), values = call_.values(kv_head_, start);
+    Ahead ahead;
+    ahead.add(keys.data, rows * size_ * call_.element_bytes());
+    if (keys.scales) ahead.add(keys.scales, rows * key_scales(size_) * 2);
+    ahead.add(values.data, rows * size_ * call_.element_bytes());
+    if (values.scales) ahead.add(values.scales, rows * 2);
+    return ahead;
 }
 
 void Tile::run(const BlockLists& lists, std::int64_t split, std::int64_t splits, const Sums& sums) {

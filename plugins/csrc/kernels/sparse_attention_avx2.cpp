@@ -2,28 +2,11 @@
 #include <algorithm>
 #include <limits>
 
-#include "kernels/half.h"
+#include "kernels/sparse_attention_pack_x86.h"
 #include "kernels/sparse_attention_products_x86.h"
 
 namespace cpm {
 namespace {
-
-void to_half(const float* in, std::int64_t n, std::uint16_t* out) {
-    std::int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes)
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i),
-                         _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-    for (; i < n; ++i) out[i] = float_to_half(in[i]);
-}
-
-void mean(const std::uint16_t* rows, int count, int size, float* out) {
-    const __m256 divisor = _mm256_set1_ps(float(count));
-    for (int d = 0; d < size; d += kLanes) {
-        __m256 sum = _mm256_setzero_ps();
-        for (int i = 0; i < count; ++i) sum = _mm256_add_ps(sum, load8(rows + std::int64_t(i) * size + d));
-        _mm256_storeu_ps(out + d, _mm256_div_ps(sum, divisor));
-    }
-}
 
 // Scores of one row become weights; returns their sum. Two vectors at a time: each is one long chain.
 inline float weigh(float* scores, int visible, int padded, float top) {
@@ -132,17 +115,15 @@ void add(const float* values, std::int64_t n, float* sums) {
 }  // namespace
 
 const AttentionKernels kAttentionAvx2 = {
-    to_half,
-    mean,
-    pack_keys,
+    {8, store_half, store_half, mean_half, pack_half_keys, pack_values<std::uint16_t>, direct_half_scores, nullptr,
+     direct_accumulate<std::uint16_t>},
+    {4, store_int8_key, store_int8_value, mean_int8, pack_int8_keys, pack_values<std::int8_t>, direct_int8_scores,
+     apply_scales, direct_accumulate<std::int8_t>},
     pack_pooled,
-    pack_values,
     scores,
-    direct_scores<std::uint16_t>,
-    direct_scores<float>,
+    direct_pooled,
     softmax,
     accumulate,
-    direct_accumulate,
     normalizer,
     probabilities,
     add,

@@ -45,14 +45,15 @@ struct AttentionCall {
     const AttentionKernels& kernels;
     const AttentionSpec& spec;
     const AttentionStep& step;
+    const CacheKernels& cache = kernels.of(step.type);
 
     std::int64_t length() const { return step.past + step.rows; }
-    const std::uint16_t* keys(int kv_head, std::int64_t row) const {
-        return step.key_cache + (kv_head * step.capacity + row) * spec.head_size;
+    // Rows from `row` on.
+    CacheRows keys(int kv_head, std::int64_t row) const {
+        return rows_of(step.key_cache, key_scales(spec.head_size), kv_head, row);
     }
-    const std::uint16_t* values(int kv_head, std::int64_t row) const {
-        return step.value_cache + (kv_head * step.capacity + row) * spec.head_size;
-    }
+    CacheRows values(int kv_head, std::int64_t row) const { return rows_of(step.value_cache, 1, kv_head, row); }
+    std::int64_t element_bytes() const { return step.type == CacheType::int8 ? 1 : 2; }
     const float* pooled(int kv_head, std::int64_t window) const {
         return step.pooled_cache + (kv_head * (step.capacity / spec.kernel_stride) + window) * spec.head_size;
     }
@@ -66,6 +67,13 @@ struct AttentionCall {
         }
         const auto of_task = [&body](std::size_t task, int) { body(task); };
         pool.run(tasks, std::ref(of_task));  // by reference: nothing is allocated
+    }
+
+private:
+    CacheRows rows_of(const CacheRows& cache, int scales, int kv_head, std::int64_t row) const {
+        const std::int64_t index = kv_head * step.capacity + row;
+        char* const data = static_cast<char*>(cache.data) + index * spec.head_size * element_bytes();
+        return {data, cache.scales ? cache.scales + index * scales : nullptr};
     }
 };
 

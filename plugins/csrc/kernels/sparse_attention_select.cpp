@@ -88,8 +88,8 @@ void select_row(const AttentionCall& call, std::int64_t row, BlockLists& lists) 
         for (std::int64_t j = first; j < last; j += kStep) {
             const float* keys = call.pooled(kv_head, j);
             const std::int64_t count = std::min(kStep, last - j), next = std::min(kStep, windows - j - count);
-            const auto end = [&](std::int64_t row) { return reinterpret_cast<const char*>(keys + row * size); };
-            Ahead ahead{end(count), end(count + next), nullptr, nullptr};
+            Ahead ahead;
+            ahead.add(keys + count * size, next * size * std::int64_t(sizeof(float)));
             call.kernels.direct_pooled(queries + kv_head * group * size, group, size, keys, int(count),
                                        scores + kv_head * group * ld + j, ld, ahead);
         }

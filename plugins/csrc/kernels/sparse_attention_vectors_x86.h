@@ -31,15 +31,22 @@ inline __m256 load8(const float* p) { return _mm256_loadu_ps(p); }
 inline __m256 load8(const std::uint16_t* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
+inline __m256 load8(const std::int8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
 
 // Asks for the next `lines` cache lines.
 inline void fetch(Ahead& ahead, int lines) {
-    for (; lines > 0; --lines, ahead.at += 64) {
-        if (ahead.at >= ahead.end) {
-            if (ahead.then >= ahead.then_end) return;
-            ahead = {ahead.then, ahead.then_end, nullptr, nullptr};
+    Ahead::Range(&ranges)[4] = ahead.ranges;
+    for (; lines > 0; --lines, ranges[0].at += 64) {
+        if (ranges[0].at >= ranges[0].end) {
+            if (!ranges[1].at) return;
+            ranges[0] = ranges[1];
+            ranges[1] = ranges[2];
+            ranges[2] = ranges[3];
+            ranges[3] = {};
         }
-        _mm_prefetch(ahead.at, _MM_HINT_T0);
+        _mm_prefetch(ranges[0].at, _MM_HINT_T0);
     }
 }
 
@@ -65,6 +72,12 @@ inline float largest(__m256 v) {
     __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     m = _mm_max_ps(m, _mm_movehl_ps(m, m));
     return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
+}
+
+inline int largest(__m256i v) {
+    __m128i m = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1)));
 }
 
 inline float sum_of(__m256 v) {

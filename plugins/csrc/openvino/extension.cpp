@@ -14,6 +14,8 @@ void add(std::vector<ov::Extension::Ptr>& extensions, const char* name) {
 }
 
 std::vector<ov::Extension::Ptr> all() {
+    OPENVINO_ASSERT(cpm_abi_version() == CPM_ABI_VERSION, "cpm kernels: expected ABI version ", CPM_ABI_VERSION,
+                    ", got ", cpm_abi_version());
     std::vector<ov::Extension::Ptr> extensions;
     add<cpm_openvino::NormLinear>(extensions, "NormLinear");
     add<cpm_openvino::NormGated>(extensions, "NormGated");

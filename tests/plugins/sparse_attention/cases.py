@@ -55,6 +55,9 @@ class Rows:
     def count(self) -> int:
         return int(self.query.shape[1])
 
+    def all(self) -> tuple[Array, Array, Array]:
+        return self.query, self.key, self.value
+
     def cut(self, start: int, stop: int) -> tuple[Array, Array, Array]:
         return self.query[:, start:stop], self.key[:, start:stop], self.value[:, start:stop]
 

@@ -1,170 +1,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 
 from cpm_edge.plugins.native import Isa, NativeError, ThreadPool, available_isas
-from cpm_edge.plugins.sparse_attention import native, reference
-from cpm_edge.plugins.sparse_attention.native import AttentionCache
-from cpm_edge.plugins.sparse_attention.reference import Trace, pooled_keys
+from cpm_edge.plugins.sparse_attention import native
+from cpm_edge.plugins.sparse_attention.cache import CACHE_TYPES, AttentionCache
 from cpm_edge.plugins.sparse_attention.spec import SparseAttentionSpec
-from tests.plugins.sparse_attention.cases import (
-    CHUNKS,
-    NEAR_TIE,
-    SIZE,
-    Array,
-    Rows,
-    in_float64,
-    make_rows,
-    rounded,
-    small_spec,
-)
+from tests.plugins.sparse_attention.cases import CHUNKS, SIZE, Array, Rows, make_rows, rounded, small_spec
+from tests.plugins.sparse_attention.native_cases import case_from_nothing, make_case, published_spec
 
 # The other vector paths are the AVX2 one.
 ISAS = [isa for isa in available_isas() if isa in (Isa.SCALAR, Isa.AVX2)]
-# A score is one chain of up to 256 products, and a case may have too few rows to show what float32 loses.
-LEAST_TOLERANCE = 4e-6
 BY_ISA = pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+BY_TYPE = pytest.mark.parametrize("dtype", CACHE_TYPES)
 BY_CHUNKS = pytest.mark.parametrize(
     "chunks", [CHUNKS, (sum(CHUNKS),)], ids=lambda chunks: f"{len(chunks)}chunks"
 )
 
 
-def stored(rows: Array) -> Array:
-    """Float32 of what a float16 cache keeps."""
-    return rows.astype(np.float16).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class Case:
-    """Rows after a filled cache, and the reference's answers on the keys and values as they are stored.
-
-    Attributes:
-        rows: the new rows, not rounded.
-        past: rows before them, rounded.
-        output: (1, T, Hq * D), the formula in float64.
-        tolerance: twice what the formula loses in float32, and at least 4e-6.
-        compared: (T,), false where a selection hangs on a gap above 0 and below 1e-6.
-        trace: of the float32 reference.
-    """
-
-    spec: SparseAttentionSpec
-    size: int
-    rows: Rows
-    past: Rows
-    output: Array
-    tolerance: float
-    compared: Array
-    trace: Trace
-
-    def cache(self) -> AttentionCache:
-        """The past in place, everything beyond it poisoned with NaN."""
-        total = self.past.count + self.rows.count
-        cache = AttentionCache.empty(self.spec, 1, rounded(total, self.spec), self.size)
-        for buffer, rows in ((cache.key, self.past.key), (cache.value, self.past.value)):
-            buffer[:, :, self.past.count :] = np.nan
-            buffer[0, :, : self.past.count] = heads_of(rows[0], self.size)
-        if cache.pooled is not None:
-            cache.pooled[:] = np.nan
-            for h in range(self.spec.kv_num_heads):
-                known = self.pooled(heads_of(self.past.key[0], self.size)[h])
-                cache.pooled[0, h, : len(known)] = known
-        return cache
-
-    def pooled(self, keys: Array) -> Array:
-        return pooled_keys(keys, self.spec.kernel_size, self.spec.kernel_stride)
-
-    def run(self, pool: ThreadPool, isa: Isa, chunks: tuple[int, ...] = ()) -> tuple[Array, Array]:
-        """Output (1, T, Hq * D) and selected blocks (1, T, Hkv, budget), after checking the cache."""
-        cache, start = self.cache(), 0
-        outputs, selections = [], []
-        for count in chunks or (self.rows.count,):
-            out = np.full((1, count, self.output.shape[2]), np.nan, np.float32)
-            chosen = np.full((1, count, self.spec.kv_num_heads, self.spec.budget), -7, np.int32)
-            query, key, value = map(np.ascontiguousarray, self.rows.cut(start, start + count))
-            past = np.array([self.past.count + start], np.int64)
-            native.sparse_attention(
-                pool, self.spec, query, key, value, cache, past, isa=isa, out=out, selected=chosen
-            )
-            outputs.append(out)
-            selections.append(chosen)
-            start += count
-        self.check_cache(cache)
-        return np.concatenate(outputs, 1), np.concatenate(selections, 1)
-
-    def check_cache(self, cache: AttentionCache) -> None:
-        total = self.past.count + self.rows.count
-        for buffer, name in ((cache.key, "key"), (cache.value, "value")):
-            every = np.concatenate([getattr(self.past, name), getattr(self.rows, name)], 1)[0]
-            np.testing.assert_array_equal(buffer[0, :, :total], heads_of(every, self.size).astype(np.float16))
-            assert np.isnan(buffer[0, :, total:]).all()
-        if cache.pooled is not None:
-            for h in range(self.spec.kv_num_heads):
-                expected = self.pooled(cache.key[0, h, :total].astype(np.float32))
-                np.testing.assert_allclose(cache.pooled[0, h, : len(expected)], expected, rtol=0, atol=3e-7)
-                assert np.isnan(cache.pooled[0, h, len(expected) :]).all()
-
-    def check(self, output: Array, selected: Array) -> None:
-        error = np.abs(output - self.output).max(-1)[0][self.compared]
-        assert error.max() <= self.tolerance, f"{error.max():.2e} > {self.tolerance:.2e}"
-        assert self.compared.mean() > 0.9
-        sparse = np.zeros(self.rows.count, bool)
-        for (_, head, position), blocks in self.trace.selected.items():
-            row = position - self.past.count
-            sparse[row] = True
-            if self.compared[row]:
-                chosen = selected[0, row, head]
-                assert chosen[chosen >= 0].tolist() == blocks.tolist()
-                assert (chosen[len(blocks) :] == -1).all()
-        assert self.spec.is_dense or (selected[0, ~sparse] == -1).all()
-
-
-def heads_of(rows: Array, size: int) -> Array:
-    """(T, H * D) as (H, T, D)."""
-    split: Array = rows.reshape(len(rows), rows.shape[1] // size, size)
-    return split.swapaxes(0, 1)
-
-
-def make_case(
-    spec: SparseAttentionSpec, count: int, past: int, size: int, *, all_rows: Rows | None = None
-) -> Case:
-    made = make_rows(spec, past + count, size=size, seed=past + count) if all_rows is None else all_rows
-    before = Rows(*(stored(array) for array in made.cut(0, past)))
-    rows = Rows(*made.cut(past, past + count))
-    shape = (1, spec.kv_num_heads, rounded(past + count, spec), size)
-    old_keys, old_values = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
-    old_keys[0, :, :past] = heads_of(before.key[0], size)
-    old_values[0, :, :past] = heads_of(before.value[0], size)
-    inputs = (rows.query, stored(rows.key), stored(rows.value), old_keys, old_values)
-    length, trace = np.array([past]), Trace()
-    single, *_ = reference.sparse_attention(*inputs, length, spec=spec, trace=trace)
-    double, *_ = in_float64(*(array.astype(np.float64) for array in inputs), length, spec=spec)
-    compared = np.ones(count, bool)
-    for (_, _, position), gap in trace.gaps.items():
-        if 0 < gap < NEAR_TIE:
-            compared[position - past] = False
-    error = np.abs(single - double).max(-1)[0][compared].max()
-    return Case(spec, size, rows, before, double, max(2 * float(error), LEAST_TOLERANCE), compared, trace)
-
-
-@cache
-def case_from_nothing(heads: int, kv_heads: int, size: int, coarse_lse: int) -> Case:
-    """Dense rows, then sparse ones, made once for every instruction set and cut."""
-    return make_case(small_spec(heads, kv_heads, size, coarse_lse=coarse_lse), sum(CHUNKS), 0, size)
-
-
-def published_spec(heads: int, kv_heads: int, size: int, **changes: Any) -> SparseAttentionSpec:
-    """Published pooling sizes, with a budget of 7 blocks and sparse from 512 tokens on."""
-    fields: dict[str, Any] = {"window_size": 256, "topk": 3, "dense_len": 512}
-    return SparseAttentionSpec(heads, kv_heads, size**-0.5, **(fields | changes))
-
-
 @BY_ISA
+@BY_TYPE
 @BY_CHUNKS
 @pytest.mark.parametrize("coarse_lse", [0, 1])
 @pytest.mark.parametrize(("heads", "kv_heads", "size"), [(2, 2, 64), (4, 2, 8), (6, 2, 128), (16, 1, 64)])
@@ -174,47 +33,54 @@ def test_rows_equal_the_reference(
     size: int,
     coarse_lse: int,
     chunks: tuple[int, ...],
+    dtype: str,
     isa: Isa,
     record_property: Callable[[str, object], None],
 ) -> None:
-    case = case_from_nothing(heads, kv_heads, size, coarse_lse)
+    case = case_from_nothing(heads, kv_heads, size, coarse_lse, dtype)
     record_property("near_ties_excluded", int((~case.compared).sum()))
     record_property("exact_ties_included", sum(gap == 0 for gap in case.trace.gaps.values()))
     with ThreadPool(2) as pool:
         case.check(*case.run(pool, isa, chunks))
 
 
+@BY_TYPE
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "size"),
     [(1, 1, 256), (3, 1, 40), (5, 1, 16), (8, 1, 64), (14, 2, 24), (16, 2, 128), (9, 1, 8)],
 )
 @pytest.mark.parametrize(("count", "past"), [(1, 0), (2, 63), (7, 130), (33, 301), (97, 47)])
-def test_odd_sizes(heads: int, kv_heads: int, size: int, count: int, past: int) -> None:
+def test_odd_sizes(heads: int, kv_heads: int, size: int, count: int, past: int, dtype: str) -> None:
     for spec in (
         small_spec(heads, kv_heads, size, topk=4, init_blocks=2, window_size=16),
         SparseAttentionSpec.dense(heads, kv_heads, size**-0.5),
     ):
-        case = make_case(spec, count, past, size)
+        case = make_case(spec, count, past, size, dtype=dtype)
         with ThreadPool(2) as pool:
             for isa in ISAS:
                 case.check(*case.run(pool, isa))
 
 
+@BY_TYPE
 @pytest.mark.parametrize(("count", "past"), [(1, 1983), (2, 1500), (12, 505), (41, 1270)])
 @pytest.mark.parametrize(("heads", "kv_heads", "size"), [(16, 2, 64), (16, 1, 128)])
-def test_published_block_sizes(heads: int, kv_heads: int, size: int, count: int, past: int) -> None:
+def test_published_block_sizes(
+    heads: int, kv_heads: int, size: int, count: int, past: int, dtype: str
+) -> None:
     for coarse_lse in (0, 1):
-        case = make_case(published_spec(heads, kv_heads, size, coarse_lse=coarse_lse), count, past, size)
+        spec = published_spec(heads, kv_heads, size, coarse_lse=coarse_lse)
+        case = make_case(spec, count, past, size, dtype=dtype)
         with ThreadPool(2) as pool:
             for isa in ISAS:
                 case.check(*case.run(pool, isa))
 
 
+@BY_TYPE
 @pytest.mark.parametrize(("count", "past"), [(1, 5000), (3, 4090), (150, 900)])
 @pytest.mark.parametrize("topk", [0, 3])
-def test_results_do_not_depend_on_the_threads(count: int, past: int, topk: int) -> None:
+def test_results_do_not_depend_on_the_threads(count: int, past: int, topk: int, dtype: str) -> None:
     spec = published_spec(8, 2, 64, topk=topk)
-    case = make_case(spec, count, past, 64)
+    case = make_case(spec, count, past, 64, dtype=dtype)
     for isa in ISAS:
         results = []
         for threads in (1, 2, 3, 4):
@@ -227,8 +93,9 @@ def test_results_do_not_depend_on_the_threads(count: int, past: int, topk: int) 
 
 
 @BY_ISA
-def test_decode_equals_prefill_row_by_row(isa: Isa) -> None:
-    case = case_from_nothing(6, 2, 128, 1)
+@BY_TYPE
+def test_decode_equals_prefill_row_by_row(dtype: str, isa: Isa) -> None:
+    case = case_from_nothing(6, 2, 128, 1, dtype)
     with ThreadPool(2) as pool:
         whole, chosen = case.run(pool, isa)
         single, chosen_singly = case.run(pool, isa, (1,) * case.rows.count)
@@ -238,12 +105,13 @@ def test_decode_equals_prefill_row_by_row(isa: Isa) -> None:
 
 
 @BY_ISA
+@BY_TYPE
 @pytest.mark.parametrize("chunks", [(200,), (150, 49, 1)], ids=["whole", "chunks"])
-def test_ties_go_to_the_lowest_block(isa: Isa, chunks: tuple[int, ...]) -> None:
+def test_ties_go_to_the_lowest_block(isa: Isa, dtype: str, chunks: tuple[int, ...]) -> None:
     spec = small_spec(8, 1, dense_len=0, topk=6)
     drawn = make_rows(spec, 200)
     every = Rows(drawn.query, np.broadcast_to(drawn.key[:, :1], drawn.key.shape).copy(), drawn.value)
-    case = make_case(spec, 200, 0, SIZE, all_rows=every)
+    case = make_case(spec, 200, 0, SIZE, dtype=dtype, all_rows=every)
     assert sum(gap == 0 for gap in case.trace.gaps.values()) > 50
     with ThreadPool(2) as pool:
         output, selected = case.run(pool, isa, chunks)
