@@ -99,8 +99,9 @@ def _attention_spec(manifest: Manifest) -> SparseAttentionSpec:
             f"cache: expected float16, or int8 with a scale every {KEY_GROUP} columns, got {layout}",
             hint="Upgrade with: pip install --upgrade cpm-edge",
         )
-    names = [field.name for field in dataclasses.fields(SparseAttentionSpec)]
-    return SparseAttentionSpec(**{name: manifest.attention[name] for name in names})
+    # Attributes that have their default are not in the manifest.
+    names = {field.name for field in dataclasses.fields(SparseAttentionSpec)}
+    return SparseAttentionSpec(**{name: value for name, value in manifest.attention.items() if name in names})
 
 
 class OpenVinoNativeEngine(Engine):
