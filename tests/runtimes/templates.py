@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tests.runtimes.fakes import CHATML
+from tokenizers import AddedToken, Tokenizer
+
+from tests.runtimes.fakes import CHATML, byte_level_tokenizer
 
 # Closes an empty thought when thinking is off; the model decides otherwise.
 MINICPM41 = CHATML.replace(
@@ -62,3 +64,15 @@ MINICPM5 = """\
 {%- endif %}
 {%- endif %}
 """
+
+MARKUP = [
+    "</think>", "<tool_call>", "</tool_call>", "<function", "</function>", "<param", "</param>",
+    "/think", "/no_think",
+]  # fmt: skip
+
+
+def minicpm5_tokenizer() -> Tokenizer:
+    """Markup is one token each, and none of it special: it must stay in the text."""
+    backend = byte_level_tokenizer()
+    backend.add_tokens([AddedToken(text, special=False, normalized=False) for text in MARKUP])
+    return backend

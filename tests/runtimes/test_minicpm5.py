@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Tokenizer
 
 from cpm_edge.runtimes.bundle import hash_files, open_bundle, write_manifest
 from cpm_edge.runtimes.model import Model
-from tests.runtimes.fakes import FakeEngine, byte_level_tokenizer, make_bundle, manifest
-from tests.runtimes.templates import MINICPM5
+from tests.runtimes.fakes import FakeEngine, make_bundle, manifest
+from tests.runtimes.templates import MINICPM5, minicpm5_tokenizer
 
 QUESTION = {"role": "user", "content": "hi"}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -20,20 +19,8 @@ CALL_TEXT = (
     '<tool_call><function name="weather"><param name="city"><![CDATA[Paris <3]]></param>'
     '<param name="days">2</param></function></tool_call>'
 )
-MARKUP = [
-    "</think>", "<tool_call>", "</tool_call>", "<function", "</function>", "<param", "</param>",
-    "/think", "/no_think",
-]  # fmt: skip
 
-
-def tokenizer() -> Tokenizer:
-    """Markup is one token each, and none of it special: it must stay in the text."""
-    backend = byte_level_tokenizer()
-    backend.add_tokens([AddedToken(text, special=False, normalized=False) for text in MARKUP])
-    return backend
-
-
-BACKEND = tokenizer()
+BACKEND = minicpm5_tokenizer()
 BOS, END = (BACKEND.get_vocab()[token] for token in ("<s>", "<|im_end|>"))
 
 

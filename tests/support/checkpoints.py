@@ -149,10 +149,24 @@ TERNARY: dict[str, tuple[int, ...]] = {
     "ternary-256": (256,),
     "ternary-64": (64,),
     "ternary-mixed": (0, 256, 128, 64, 32),
+    "ternary-llama": (128,),
 }
 # Experts with groups of every size; the router is not ternary.
 TERNARY_EXPERTS = "ternary-moe"
 _WIDE: Config = {**_MINICPM, "hidden_size": 256, "intermediate_size": 512, "dim_model_base": 96}
+# BitCPM-CANN 1B and 3B: no muP, LongRoPE, heads that are not hidden_size / heads wide.
+_WIDE_LLAMA: Config = {
+    **VARIANTS["llama"],
+    "num_hidden_layers": 2,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "rope_scaling": {
+        "rope_type": "longrope",
+        "short_factor": [round(1 + 0.03 * i, 3) for i in range(16)],
+        "long_factor": [round(1.1 + 0.9 * i, 3) for i in range(16)],
+        "original_max_position_embeddings": 1024,
+    },
+}
 # Whole groups and words of eight in every matrix.
 _LATENT_WIDE: Config = {**_MINICPM3, "kv_lora_rank": 96, "qk_nope_head_dim": 16}
 
@@ -172,6 +186,8 @@ def config_of(variant: str) -> Config:
         return _packed_config(variant) | {"quantization_config": _PACKED[variant].config()}
     if variant == TERNARY_EXPERTS:
         return _WIDE | experts_config(4, 2)
+    if variant == "ternary-llama":
+        return _WIDE_LLAMA
     return _WIDE if variant in (*TERNARY, TERNARY_WIDE) else VARIANTS[variant]
 
 
