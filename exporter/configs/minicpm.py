@@ -33,6 +33,10 @@ class SparseConfig:
         defaults = cls()
         reader.only("use_nope", (False,), False)
         dense_len = reader.get("dense_len", int, defaults.dense_len)
+        if dense_len < -1:
+            raise ConfigError(
+                f"{reader.name('dense_len')}: expected -1 (always sparse) or a length, got {dense_len}"
+            )
         config = cls(
             kernel_size=reader.positive("kernel_size", defaults.kernel_size),
             kernel_stride=reader.positive("kernel_stride", defaults.kernel_stride),

@@ -78,7 +78,8 @@ class Rope:
             original = reader.get("original_max_position_embeddings", int, max_position)
             fields["original_max"] = scaling.positive("original_max_position_embeddings", original)
             if fields["original_max"] < 2:
-                raise ConfigError("rope_scaling.original_max_position_embeddings: expected at least 2, got 1")
+                key = scaling.name("original_max_position_embeddings")
+                raise ConfigError(f"{key}: expected at least 2, got 1")
             fields["factor"] = scaling.positive_number("factor", max_position / fields["original_max"])
             fields["attention_factor"] = (
                 scaling.positive_number("attention_factor")

@@ -45,6 +45,11 @@ def test_dense_attention_leaves_the_lightning_layers_alone() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"num_experts": 8}, "num_experts: expected 0, got 8"),
+        ({"scale_depth": 0}, "scale_depth: expected a positive number, got 0.0"),
+        ({"lightning_nh": None}, "lightning_nh: expected an integer, got nothing"),
+        ({"lightning_head_dim": 0}, "lightning_head_dim: expected a positive integer, got 0"),
+        ({"sparse_config": {"dense_len": -2}}, "sparse_config.dense_len: expected -1"),
         ({"mixer_types": None}, "mixer_types: expected an array, got nothing"),
         ({"mixer_types": ["minicpm4"]}, "mixer_types: expected 4 entries, one a layer, got 1"),
         (

@@ -125,6 +125,12 @@ def test_dynamic_ntk_serves_the_stretched_context() -> None:
             LONGROPE | {"original_max_position_embeddings": 0},
             "original_max_position_embeddings: expected a pos",
         ),
+        (
+            LONGROPE | {"original_max_position_embeddings": 1},
+            "original_max_position_embeddings: expected at least 2, got 1",
+        ),
+        (LONGROPE | {"attention_factor": 0}, "attention_factor: expected a positive number, got 0"),
+        (LONGROPE | {"factor": -1.0}, "factor: expected a positive number, got -1.0"),
         (LONGROPE | {"short_mscale": 1.2}, "unknown keys short_mscale"),
         ("linear", "expected an object, got 'linear'"),
     ],
