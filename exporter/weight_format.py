@@ -23,6 +23,7 @@ from cpm_edge.quant import Scheme, TensorClass, WeightFormat, is_ternary
 from cpm_edge.quant.qat import BITS_OF, find_grid
 
 SAMPLED_TENSORS = 5
+_MULTIPLIED = (TensorClass.LINEAR, TensorClass.ABSORBED)
 # Formats that round the weights of ternary and trained checkpoints; 16-bit floats hold these.
 ROUNDING = ("int4", "int8")
 
@@ -110,7 +111,7 @@ def note_rounded(weights: ModelWeights) -> None:
     kinds: Counter[tuple[str, str]] = Counter()
     for name in weights.shapes:
         info = weights.checkpoint.tensors.get(name)
-        if info is None or info.dtype in DTYPES or weights.kind(name) is not TensorClass.LINEAR:
+        if info is None or info.dtype in DTYPES or weights.kind(name) not in _MULTIPLIED:
             continue
         scheme = weights.scheme(name)
         if name not in weights.own and scheme.format in (WeightFormat.INT4, WeightFormat.INT8):

@@ -24,7 +24,7 @@ from cpm_edge.exporter.errors import CheckpointError
 
 
 def open_gguf(path: Path, name: str) -> Checkpoint:
-    """Open a GGUF file of architecture llama or minicpm; its header is read, its weights are not.
+    """Open a GGUF file of architecture llama, minicpm or minicpm3; its header is read, its weights are not.
 
     Raises:
         CheckpointError: not GGUF, truncated, another architecture, or a type that cannot be dequantized.
@@ -34,8 +34,9 @@ def open_gguf(path: Path, name: str) -> Checkpoint:
         on_failure.callback(file.close)
         header = read_gguf_header(file)
         try:
-            check_architecture(Metadata(header.metadata))
-            weights = {hf: header.tensors[gguf] for hf, gguf in hf_names(header.tensors).items()}
+            architecture = check_architecture(Metadata(header.metadata))
+            names = hf_names(header.tensors, architecture)
+            weights = {hf: header.tensors[gguf] for hf, gguf in names.items()}
             shapes = {hf: tensor.shape for hf, tensor in weights.items()}
             config = build_config(header.metadata, shapes, _rope_factors(file, header))
             store = GgufStore(

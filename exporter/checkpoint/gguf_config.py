@@ -10,7 +10,11 @@ import numpy as np
 
 from cpm_edge.exporter.errors import CheckpointError
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "minicpm": "MiniCPMForCausalLM"}
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "minicpm": "MiniCPMForCausalLM",
+    "minicpm3": "MiniCPM3ForCausalLM",
+}
 ORIGINAL_HINT = "export from the original Hugging Face checkpoint"
 # Ends of a turn that converters leave out of eos_token_id; llama.cpp stops at them by their text, too.
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<|endoftext|>")
@@ -55,7 +59,7 @@ class Metadata:
 def build_config(
     values: Mapping[str, Any], hf_shapes: Mapping[str, tuple[int, ...]], rope: Mapping[str, list[float]]
 ) -> dict[str, Any]:
-    """A config.json for the architectures llama and minicpm.
+    """A config.json for the architectures llama, minicpm and minicpm3.
 
     Args:
         values: the metadata of the file.
@@ -66,7 +70,7 @@ def build_config(
         CheckpointError: another architecture, experts, a rope scaling that is not known, missing keys.
     """
     metadata = Metadata(values)
-    check_architecture(metadata)
+    architecture = check_architecture(metadata)
     embedding = hf_shapes.get("model.embed_tokens.weight")
     if embedding is None:
         raise CheckpointError(
@@ -74,15 +78,14 @@ def build_config(
         )
     hidden, heads = metadata.integer("embedding_length"), metadata.integer("attention.head_count")
     config: dict[str, Any] = {
-        "architectures": [ARCHITECTURES[metadata.architecture or ""]],
-        "model_type": metadata.architecture,
+        "architectures": [ARCHITECTURES[architecture]],
+        "model_type": architecture,
         "vocab_size": embedding[0],
         "hidden_size": hidden,
         "intermediate_size": metadata.integer("feed_forward_length"),
         "num_hidden_layers": metadata.integer("block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": metadata.integer("attention.head_count_kv", heads),
-        "head_dim": _head_dim(metadata, hidden, heads),
         "hidden_act": "silu",
         "rms_norm_eps": metadata.number("attention.layer_norm_rms_epsilon"),
         "rope_theta": metadata.number("rope.freq_base", 10000.0),
@@ -94,11 +97,18 @@ def build_config(
         "bos_token_id": metadata.token_id("bos"),
         "eos_token_id": metadata.token_id("eos"),
     }
-    return config | (_mup(metadata, config) if metadata.architecture == "minicpm" else {})
+    if architecture == "minicpm3":
+        config |= _latent(metadata, hf_shapes, heads)
+    else:
+        config["head_dim"] = _head_dim(metadata, hidden, heads)
+    return config if architecture == "llama" else config | _mup(metadata, config)
 
 
-def check_architecture(metadata: Metadata) -> None:
-    """Refuse what is not a dense, whole llama or minicpm model.
+def check_architecture(metadata: Metadata) -> str:
+    """Refuse what is not a dense, whole model of one of ARCHITECTURES.
+
+    Returns:
+        Which one.
 
     Raises:
         CheckpointError: names what was found and what is supported.
@@ -106,7 +116,7 @@ def check_architecture(metadata: Metadata) -> None:
     architecture = metadata.architecture
     if architecture not in ARCHITECTURES:
         raise CheckpointError(
-            f"GGUF architecture {architecture!r} is not supported; {' and '.join(ARCHITECTURES)} are",
+            f"GGUF architecture {architecture!r} is not supported, expected {', '.join(ARCHITECTURES)}",
             hint=ORIGINAL_HINT,
         )
     if metadata.integer("expert_count", 0) > 0:
@@ -118,6 +128,7 @@ def check_architecture(metadata: Metadata) -> None:
         raise CheckpointError(
             "the GGUF file is one part of several", hint="join them first: llama-gguf-split --merge PART OUT"
         )
+    return str(architecture)
 
 
 def build_generation_config(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,8 +193,33 @@ def _rope_scaling(metadata: Metadata, rope: Mapping[str, list[float]]) -> dict[s
     return None
 
 
+def _latent(
+    metadata: Metadata, hf_shapes: Mapping[str, tuple[int, ...]], heads: int
+) -> dict[str, int | float]:
+    """MiniCPM3's sizes; that of a value head is not written and follows from the rows of kv_b_proj."""
+    rotary = metadata.integer("rope.dimension_count")
+    plain = metadata.integer("attention.key_length") - rotary
+    name = "model.layers.0.self_attn.kv_b_proj.weight"
+    rows = hf_shapes.get(name, (0,))[0]
+    value, rest = divmod(rows, heads)
+    if rest or plain < 1 or value <= plain:
+        raise CheckpointError(
+            f"the GGUF tensor of {name}: expected rows for {heads} heads of more than {plain} (key_length "
+            f"less rope.dimension_count), got {rows}",
+            hint=ORIGINAL_HINT,
+        )
+    return {
+        "head_dim": rotary,  # as transformers writes it
+        "q_lora_rank": metadata.integer("attention.q_lora_rank"),
+        "kv_lora_rank": metadata.integer("attention.kv_lora_rank"),
+        "qk_nope_head_dim": plain,
+        "qk_rope_head_dim": rotary,
+        "v_head_dim": value - plain,
+    }
+
+
 def _mup(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
-    """MiniCPM's scales; files older than these keys mean the values of MiniCPM-2B."""
+    """MiniCPM's scales; files without these keys (old ones, and all of minicpm3) mean those of MiniCPM-2B."""
     depth, logit = "residual_scale", "logit_scale"
     root = math.sqrt(config["num_hidden_layers"])
     scale_depth = metadata.number(depth, 1.4 / root) * root

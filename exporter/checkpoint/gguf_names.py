@@ -1,4 +1,7 @@
-"""GGUF tensor names as Hugging Face names, and the row order of GGUF's query and key weights."""
+"""GGUF tensor names as Hugging Face names, and the row order of GGUF's query and key weights.
+
+llama.cpp's converter reorders them for the architectures llama and minicpm; minicpm3 keeps its order.
+"""
 
 from __future__ import annotations
 
@@ -21,36 +24,51 @@ TOP_LEVEL = {
 }
 IN_LAYER = {
     "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj",
     "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+# MiniCPM3's latent attention, in place of q, k and v.
+LATENT = {
+    "attn_q_a": "self_attn.q_a_proj",
+    "attn_q_a_norm": "self_attn.q_a_layernorm",
+    "attn_q_b": "self_attn.q_b_proj",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn_kv_b": "self_attn.kv_b_proj",
+}
+DENSE = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+}
 LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 
 
-def hf_names(gguf_names: Iterable[str]) -> dict[str, str]:
-    """Hugging Face name to GGUF name, for every weight of a dense llama or minicpm model.
+def hf_names(gguf_names: Iterable[str], architecture: str) -> dict[str, str]:
+    """Hugging Face name to GGUF name, for every weight of a dense model.
+
+    Args:
+        gguf_names: of the file's tensors.
+        architecture: llama, minicpm or minicpm3.
 
     Raises:
-        CheckpointError: a tensor that these architectures do not have; computing without it would be wrong.
+        CheckpointError: a tensor that the architecture does not have; computing without it would be wrong.
     """
-    names = {}
+    names, in_layer = {}, IN_LAYER | (LATENT if architecture == "minicpm3" else DENSE)
     for gguf_name in gguf_names:
         if gguf_name in ROPE_TENSORS:
             continue
         match = LAYER.fullmatch(gguf_name)
-        if match and match[2] in IN_LAYER:
-            names[f"model.layers.{match[1]}.{IN_LAYER[match[2]]}.{match[3]}"] = gguf_name
+        if match and match[2] in in_layer:
+            names[f"model.layers.{match[1]}.{in_layer[match[2]]}.{match[3]}"] = gguf_name
         elif gguf_name in TOP_LEVEL:
             names[TOP_LEVEL[gguf_name]] = gguf_name
         else:
             raise CheckpointError(
-                f"the GGUF tensor {gguf_name} is not part of a dense llama or minicpm model",
+                f"the GGUF tensor {gguf_name} is not part of a dense {architecture} model",
                 hint="export from the original Hugging Face checkpoint",
             )
     return names

@@ -148,7 +148,9 @@ def test_ternary_layers_compute_what_the_checkpoint_does(
 @pytest.mark.parametrize(
     "variant",
     [
+        "gptq",
         "gptq-asym",
+        "gptq-v2",
         "gptq-act-order-asym",
         "gptq-row",
         "gptq-floats",
@@ -161,6 +163,9 @@ def test_ternary_layers_compute_what_the_checkpoint_does(
         "gguf-mixed",
         "gguf-tq1_0",
         "gguf-tq2_0",
+        "llama-gguf-q4_0",
+        "minicpm3-gguf-q4_0",
+        "minicpm3-gguf-q8_0",
         *QATS,
     ],
 )

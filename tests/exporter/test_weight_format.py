@@ -142,6 +142,11 @@ def test_gguf_types(bundles: Bundles, variant: str, format_: str, kept: bool) ->
     [
         ("gguf-q4_k", {}, {"12 linear layers are stored as Q4_K", "2 linear layers are stored as Q6_K"}),
         ("gguf-mixed", {}, {"2 linear layers are stored as Q6_K"}),
+        (
+            "minicpm3-gguf-q4_1",
+            {},
+            {"14 linear layers are stored as Q4_1", "2 linear layers are stored as Q4_1"},
+        ),
         ("gguf-q4_0", {}, set()),
         ("gguf-f16", {}, set()),
         ("gguf-tq2_0", {}, set()),

@@ -171,6 +171,24 @@ _WIDE_LLAMA: Config = {
 _LATENT_WIDE: Config = {**_MINICPM3, "kv_lora_rank": 96, "qk_nope_head_dim": 16}
 
 
+_LLAMA_WIDE: Config = {
+    **_COMMON,
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "tie_word_embeddings": False,
+}
+# The original context is not written into files; readers take the whole.
+_LATENT_GGUF: Config = {
+    **_LATENT_WIDE,
+    "rope_scaling": {
+        **VARIANTS["minicpm3"]["rope_scaling"],
+        "original_max_position_embeddings": _LATENT_WIDE["max_position_embeddings"],
+    },
+}
+
+
 _PACKED = PACKINGS | LATENT_PACKINGS
 
 
@@ -179,8 +197,14 @@ def _packed_config(variant: str) -> Config:
     return _LATENT_WIDE if variant in LATENT_PACKINGS else _WIDE
 
 
+def _gguf_config(variant: str) -> Config:
+    return {"llama": _LLAMA_WIDE, "minicpm3": _LATENT_GGUF}.get(variant.split("-")[0], _WIDE)
+
+
 def config_of(variant: str) -> Config:
-    if variant in GGUFS or variant in QATS:
+    if variant in GGUFS:
+        return _gguf_config(variant)
+    if variant in QATS:
         return _WIDE
     if variant in _PACKED:
         return _packed_config(variant) | {"quantization_config": _PACKED[variant].config()}
@@ -230,7 +254,7 @@ def trained_of(variant: str) -> dict[str, Int4]:
 
 def gguf_sources(variant: str) -> Tensors:
     """The weights that a variant of GGUFS was quantized from."""
-    tensors = make_tensors(_WIDE)
+    tensors = make_tensors(_gguf_config(variant))
     if GGUFS[variant][0].startswith("TQ"):
         tensors |= {name: fake_quantized(tensors[name], 256) for name in linear_names(tensors)}
     return tensors

@@ -1,4 +1,4 @@
-"""GGUF files of the tiny MiniCPM, their blocks put together from the statement of the formats.
+"""GGUF files of tiny models, their blocks put together from the statement of the formats.
 
 Nothing here uses the reader; K-quants, which Python cannot write, are random blocks.
 """
@@ -31,6 +31,12 @@ NAMES = {
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.q_a_proj": "attn_q_a",
+    "self_attn.q_a_layernorm": "attn_q_a_norm",
+    "self_attn.q_b_proj": "attn_q_b",
+    "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
+    "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+    "self_attn.kv_b_proj": "attn_kv_b",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
@@ -110,6 +116,13 @@ def _random_blocks(weight: Weight, kind: Type, seed: int) -> Blocks:
     return scaled(1e-3 * float(weight.std() / scaled(1e-3).weight().std()))
 
 
+# Of other architectures, by their prefix. K-quants would want multiples of 256 columns in the latents.
+OTHER_GGUFS: dict[str, tuple[str, dict[str, str]]] = {
+    "llama-gguf-q4_0": ("Q4_0", {"embed_tokens": "F16", "lm_head": "Q8_0"}),
+    "minicpm3-gguf-q4_0": ("Q4_0", {"embed_tokens": "F16", "lm_head": "F16"}),
+    "minicpm3-gguf-q8_0": ("Q8_0", {}),
+    "minicpm3-gguf-q4_1": ("Q4_1", {}),
+}
 # Types of the matrices by the name of the variant: of all, and of some by the last part of their name.
 GGUFS: dict[str, tuple[str, dict[str, str]]] = {
     "gguf-q4_0": ("Q4_0", {"embed_tokens": "Q8_0", "lm_head": "Q8_0"}),
@@ -122,7 +135,7 @@ GGUFS: dict[str, tuple[str, dict[str, str]]] = {
     "gguf-bf16": ("BF16", {}),
     "gguf-tq1_0": ("TQ1_0", {"embed_tokens": "Q4_K", "lm_head": "Q6_K"}),
     "gguf-tq2_0": ("TQ2_0", {"embed_tokens": "Q4_K", "lm_head": "Q6_K"}),
-}
+} | OTHER_GGUFS
 
 
 def blocks_of(variant: str, tensors: Mapping[str, Weight]) -> dict[str, Blocks]:
@@ -138,9 +151,9 @@ def blocks_of(variant: str, tensors: Mapping[str, Weight]) -> dict[str, Blocks]:
 def write(
     path: Path, config: Mapping[str, Any], tensors: Mapping[str, Weight], blocks: dict[str, Blocks]
 ) -> Path:
-    """A GGUF file of architecture minicpm, with a tokenizer beside it."""
+    """A GGUF file as llama.cpp's converter writes it, with a tokenizer beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = gguf.GGUFWriter(path, "minicpm")
+    writer = gguf.GGUFWriter(path, config["model_type"])
     _add_settings(writer, config)
     for name, tensor in tensors.items():
         heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(name.split(".")[-2])
@@ -173,18 +186,28 @@ def gguf_name(name: str) -> str:
 
 
 def _add_settings(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
-    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
+    hidden = config["hidden_size"]
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(hidden)
-    writer.add_block_count(layers)
+    writer.add_block_count(config["num_hidden_layers"])
     writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_rope_dimension_count(hidden // config["num_attention_heads"])
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_embedding_scale(config["scale_emb"])
-    writer.add_residual_scale(config["scale_depth"] / layers**0.5)
-    writer.add_logit_scale(hidden / config["dim_model_base"])
+    if "scale_emb" in config:
+        writer.add_embedding_scale(config["scale_emb"])
+        writer.add_residual_scale(config["scale_depth"] / config["num_hidden_layers"] ** 0.5)
+        writer.add_logit_scale(hidden / config["dim_model_base"])
+    if "kv_lora_rank" in config:
+        writer.add_q_lora_rank(config["q_lora_rank"])
+        writer.add_kv_lora_rank(config["kv_lora_rank"])
+        writer.add_key_length(config["qk_nope_head_dim"] + config["qk_rope_head_dim"])
+        writer.add_rope_dimension_count(config["qk_rope_head_dim"])
+    else:
+        writer.add_rope_dimension_count(hidden // config["num_attention_heads"])
+    for kind in ("long", "short") if config.get("rope_scaling") else ():
+        factors = np.array(config["rope_scaling"][f"{kind}_factor"], np.float32)
+        writer.add_tensor(f"rope_factors_{kind}.weight", factors)
     vocabulary = sorted(byte_level_tokenizer().get_vocab().items(), key=lambda entry: entry[1])
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list([token for token, _ in vocabulary])

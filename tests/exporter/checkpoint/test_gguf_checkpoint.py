@@ -16,8 +16,9 @@ from cpm_edge.exporter.checkpoint.gguf_names import hf_names, stored_rows
 from cpm_edge.exporter.errors import CheckpointError
 from cpm_edge.quant import QuantError
 from tests.exporter.checkpoint.builders import VOCAB, model_weights, permute, write_gguf
+from tests.support import gguf_file
 from tests.support.bundles import Bundles
-from tests.support.checkpoints import gguf_of, tensors_of
+from tests.support.checkpoints import config_of, gguf_of, gguf_sources, tensors_of
 from tests.support.gguf_file import GGUFS
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
@@ -153,6 +154,38 @@ class TestConfig:
         config = self.config(tmp_path, architecture="minicpm")
         assert (config["scale_emb"], config["scale_depth"], config["dim_model_base"]) == (12, 1.4, 256)
 
+    @pytest.mark.parametrize("scaled", [True, False])
+    def test_minicpm3(self, tmp_path: Path, scaled: bool) -> None:
+        """llama.cpp's converter writes neither the scales nor theta nor the size of the value heads."""
+        variant = "minicpm3-gguf-q8_0"
+        config = config_of(variant)
+        settings = {key: value for key, value in config.items() if scaled or key != "scale_emb"}
+        path = gguf_file.write(tmp_path / "tiny.gguf", settings, gguf_sources(variant), gguf_of(variant))
+        with open_checkpoint(str(path)) as checkpoint:
+            found = checkpoint.config
+        rope = config["rope_scaling"]
+        expected = config | {"rope_scaling": {**rope, "rope_type": "longrope"}, "rope_theta": 10000.0}
+        del expected["rope_scaling"]["type"]
+        if not scaled:
+            expected |= {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256}
+        assert {key: found[key] for key in expected} == expected
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"num_attention_heads": 3}, "kv_b_proj.weight: expected rows for 3 heads of more than 16"),
+            ({"qk_nope_head_dim": 64}, "expected rows for 4 heads of more than 64 .*, got 160"),
+        ],
+    )
+    def test_minicpm3_heads_that_do_not_fit(
+        self, tmp_path: Path, changes: dict[str, int], message: str
+    ) -> None:
+        variant = "minicpm3-gguf-q8_0"
+        settings = config_of(variant) | changes
+        path = gguf_file.write(tmp_path / "tiny.gguf", settings, gguf_sources(variant), gguf_of(variant))
+        with pytest.raises(CheckpointError, match=message):
+            open_checkpoint(str(path))
+
     def test_longrope_comes_from_its_tensors(self, tmp_path: Path) -> None:
         long, short = np.array([1.1, 2.2, 3.3, 4.4], np.float32), np.array([1, 1, 1.5, 2], np.float32)
         extra = {"rope_factors_long.weight": long, "rope_factors_short.weight": short}
@@ -212,14 +245,19 @@ def test_metadata_that_cannot_be_used_is_named(
 
 def test_other_architectures_are_refused_with_the_supported_ones(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf", model_weights(), architecture="qwen2")
-    with pytest.raises(CheckpointError, match="architecture 'qwen2' is not supported; llama and minicpm are"):
+    with pytest.raises(
+        CheckpointError, match="architecture 'qwen2' is not supported, expected llama, minicpm, minicpm3"
+    ):
         open_checkpoint(str(path))
 
 
 def test_unknown_tensors_are_refused() -> None:
     for name in ("blk.0.ffn_gate_exps.weight", "blk.0.attn_sinks.weight", "v.patch_embd.weight"):
         with pytest.raises(CheckpointError, match=name):
-            hf_names(["token_embd.weight", name])
+            hf_names(["token_embd.weight", name], "llama")
+    for name, architecture in (("blk.0.attn_q.weight", "minicpm3"), ("blk.0.attn_q_a.weight", "llama")):
+        with pytest.raises(CheckpointError, match=f"{name} is not part of a dense {architecture} model"):
+            hf_names([name], architecture)
 
 
 def test_types_without_dequantizer_are_named(tmp_path: Path) -> None:
@@ -250,7 +288,9 @@ def test_every_type_reads_as_the_weights_it_stands_for(bundles: Bundles, variant
             blocks = gguf_of(variant).get(name)
             assert (integers is None) == (blocks is None or blocks.integers is None)
             if integers is not None:
-                np.testing.assert_array_equal(integers.block(24, 72)().dequantize(), weight[24:72])
+                np.testing.assert_array_equal(
+                    integers.block(24, min(72, len(weight)))().dequantize(), weight[24:72]
+                )
 
 
 def test_a_damaged_block_is_named(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from cpm_edge.quant import quantize_int8
 from tests.exporter.test_pipeline import CHUNKINGS, check, feed
 from tests.support.bundles import TARGETS, Bundles
-from tests.support.checkpoints import packed_of, tensors_of
+from tests.support.checkpoints import gguf_of, packed_of, tensors_of
 from tests.support.packed import LATENT_PACKINGS
 from tests.support.stored import constants, nibbles
 
@@ -55,6 +55,17 @@ def test_openvino_holds_the_integers_of_the_checkpoint(bundles: Bundles, variant
         np.testing.assert_array_equal(nibbles((codes ^ flip).reshape(160, -1)), matrix.codes)
         _, _, scales = stored[f"{name}.scales"]
         np.testing.assert_array_equal(scales.view(np.float16).reshape(160, 3), matrix.scales)
+
+
+@pytest.mark.parametrize("variant", ["minicpm3-gguf-q4_0", "minicpm3-gguf-q8_0"])
+def test_onnx_holds_the_integers_of_gguf_blocks(bundles: Bundles, variant: str) -> None:
+    stored, blocks = initializers(bundles, variant, **PLAIN), gguf_of(variant)
+    for name in NAMES:
+        matrix = blocks[name].integers
+        assert matrix is not None
+        shape = (*matrix.scales.shape, 32)
+        np.testing.assert_array_equal(stored[f"{name}.codes"], matrix.codes.reshape(shape))
+        np.testing.assert_array_equal(stored[f"{name}.scales"][..., 0], matrix.scales)
 
 
 @pytest.mark.parametrize("target", TARGETS)
