@@ -11,6 +11,7 @@ from cpm_edge.benchmarks.commands.export import export
 from cpm_edge.benchmarks.commands.kernels import kernels
 from cpm_edge.benchmarks.commands.peers import peers
 from cpm_edge.benchmarks.commands.perplexity import perplexity
+from cpm_edge.benchmarks.commands.trace import trace
 
 EXAMPLES = """
 \b
@@ -32,7 +33,7 @@ def main() -> None:
     """
 
 
-for command in (peers, context, kernels, agreement, perplexity, export, checkpoint):
+for command in (peers, context, kernels, agreement, perplexity, export, trace, checkpoint):
     main.add_command(command)
 
 

@@ -31,10 +31,10 @@ class Shape:
             config = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise BenchError(
-                f"--shape: expected one of {', '.join(shape_names())} or a config.json, got {name}: {error}"
+                f"shape: expected one of {', '.join(shape_names())} or a config.json, got {name}: {error}"
             ) from error
         if not isinstance(config, dict) or "architectures" not in config:
-            raise BenchError(f"--shape: expected a model's config.json, got {name} without architectures")
+            raise BenchError(f"shape: expected a model's config.json, got {name} without architectures")
         return cls(path.stem, config)
 
     def changed(self, *, layers: int | None = None, context: int = 0) -> Shape:

@@ -10,7 +10,7 @@ REFERENCES = {
     "llama": "numpy, transformers",
     "minicpm": "numpy, transformers",
     "minicpm3": "numpy, transformers",
-    "minicpm_moe": "numpy",
+    "minicpm_moe": "numpy, transformers",
     "minicpm_sala": "numpy",
 }
 LEGEND = {

@@ -30,7 +30,7 @@ def test_layers_and_context_can_be_changed(tmp_path: Path) -> None:
 def test_a_file_that_is_no_config_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "bad.json"
     path.write_text(text)
-    with pytest.raises(BenchError, match="--shape: expected"):
+    with pytest.raises(BenchError, match="shape: expected"):
         Shape.open(str(path))
     with pytest.raises(BenchError, match=r"minicpm4-0\.5b"):
         Shape.open("minicpm9")

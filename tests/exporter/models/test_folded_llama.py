@@ -22,7 +22,7 @@ from tests.support.checkpoints import Config, Tensors, config_of, prompt, tensor
 TOLERANCE = 1e-4
 DENSE = ["tied-mha", "longrope", "dynamic-ntk"]
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-# Longer than original_max_position_embeddings of longrope and max_position_embeddings of dynamic-ntk, 256 each,
+# Longer than original_max_position_embeddings of longrope and max_position_embeddings of dynamic-ntk (256),
 # so that both change their frequencies.
 IDS = prompt(300)
 SCALES = ("scale_emb", "scale_depth", "dim_model_base")
