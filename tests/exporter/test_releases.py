@@ -9,6 +9,8 @@ import pytest
 
 from cpm_edge.exporter.registry import ARCHITECTURES, BY_KEY, find_architecture
 from cpm_edge.exporter.releases import REFERENCES, RELEASES, Release
+from tests.runtimes.test_openvino_native import VARIANTS as NATIVE_VARIANTS
+from tests.support.checkpoints import config_of as config_of_variant
 
 DATA = Path(__file__).parents[1] / "data"
 INFERRED: dict[str, list[str]] = json.loads((DATA / "inferred.json").read_text())
@@ -67,3 +69,12 @@ def test_what_is_inferred_is_marked(release: Release) -> None:
     assert release.inferred == (release.config in INFERRED)
     assert release.inferred == ("partly inferred" in release.tested)
     assert set(INFERRED.get(release.config, [])) <= set(config_of(release))
+
+
+def test_the_native_flavour_is_claimed_where_it_is_tested() -> None:
+    tested = [config_of_variant(variant) for variant in NATIVE_VARIANTS]
+    families = {find_architecture(config).name for config in tested}
+    gates = {config["hidden_act"] for config in tested}
+    for release in RELEASES:
+        covered = release.family in families and config_of(release)["hidden_act"] in gates
+        assert release.native == covered, f"{release.names}: correct native= in exporter/releases.py"

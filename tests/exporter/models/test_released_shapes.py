@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ ABOUT = {
 def test_the_model_has_as_many_parameters_as_published(path: Path) -> None:
     raw = json.loads(path.read_text())
     entry = find_architecture(raw)
-    config = entry.config.from_dict(raw)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # about keys without effect
+        config = entry.config.from_dict(raw)
     model = eager.build_model(entry.model_class(), config, config.rope.table(config.max_context))
     total = sum(parameter.numel() for parameter in model.parameters())  # a shared one counts once
     if path.stem in EXACT:
