@@ -89,7 +89,7 @@ def find_parts(codes: str, tensors: Mapping[str, TensorInfo], quantization: Quan
     has_order = layout is GPTQ and g_idx in tensors
     if has_order:
         _expect(tensors, g_idx, ("I32", "I64"), 1, (shape[1],))
-    _check_groups(scales, groups, shape[1], quantization)
+    _check_groups(codes, scales, groups, shape[1], quantization)
     return PackedParts(
         layout, shape, groups, codes, scales, zeros if has_zeros else None, g_idx if has_order else None
     )
@@ -107,13 +107,17 @@ def _layout(codes: str, words: tuple[int, ...], rows: int, quantization: Quantiz
     )
 
 
-def _check_groups(scales: str, groups: int, cols: int, quantization: Quantization) -> None:
+def _check_groups(codes: str, scales: str, groups: int, cols: int, quantization: Quantization) -> None:
     allowed = {cols if size == -1 else size for size in quantization.group_sizes}
     if groups and cols % groups == 0 and cols // groups in allowed:
         return
     size = max(allowed)
+    if cols % size:
+        raise CheckpointError(
+            f"tensor {codes}: expected a multiple of {size} columns (the group size), got {cols}"
+        )
     raise CheckpointError(
-        f"tensor {scales}: expected {cols / size:g} groups ({cols} columns, group size {size}), got {groups}"
+        f"tensor {scales}: expected {cols // size} groups ({cols} columns, group size {size}), got {groups}"
     )
 
 

@@ -109,6 +109,15 @@ def test_a_matrix_of_another_model(
     refusal.says(f"tensor {UP}", *words, hint="different models")
 
 
+def test_blocks_that_are_rounded_are_told(bench: Bench) -> None:
+    blocks = gguf_of("gguf-q4_k")
+    result = bench.export(model=write(bench, "gguf-q4_k", blocks))
+    assert result.exit_code == 0
+    for count, kind in ((12, "Q4_K"), (2, "Q6_K")):
+        told = f"warning: {count} linear layers are stored as {kind} and are quantized again, to int4 g32 sym"
+        assert told in result.stderr
+
+
 def test_blocks_of_zeros_are_weights(bench: Bench) -> None:
     """A scale of 0 is how Q4_0 says that a block is zeros."""
     blocks = gguf_of("gguf-q4_0")

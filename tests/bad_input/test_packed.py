@@ -109,7 +109,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Raw], None], list[str], str]] = {
     "truncated marlin": (
         "marlin",
         cut("B", slice(0, 15)),
-        [f"{UP}.s", "expected 1.875 groups (240 columns, group size 128), got 2"],
+        [f"{UP}.B", "expected a multiple of 128 columns (the group size), got 240"],
         DAMAGED,
     ),
     "truncated rows of awq": (

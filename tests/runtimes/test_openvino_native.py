@@ -30,8 +30,12 @@ VARIANTS = [
 ]
 
 
+# Whose integers are those of the checkpoint.
+OTHERS = ("gptq", "awq", "marlin", "qat", "gguf-q4_0", "gguf-q8_0", "gguf-tq2_0")
+
+
 def native_options(variant: str) -> dict[str, Any]:
-    if variant in (*TERNARY, *PACKINGS):
+    if variant in (*TERNARY, *PACKINGS, *OTHERS):
         return {"weight_format": "auto", "flavour": "native"}
     return NATIVE
 
@@ -99,7 +103,7 @@ def test_logits_are_those_of_the_modules_with_the_same_roundings(
     assert np.median(cosine) > 0.999
 
 
-@pytest.mark.parametrize("variant", [*TERNARY, "gptq-asym", "gptq-floats"])
+@pytest.mark.parametrize("variant", [*TERNARY, "gptq-asym", "gptq-floats", *OTHERS])
 def test_wide_logits_are_those_of_the_modules_with_the_same_roundings(
     bundles: Bundles, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,8 @@ Bytes = npt.NDArray[np.uint8]
 
 OPTIONS: dict[str, Any] = {"weight_format": "ternary"}
 EMPTY_GROUP = 2.0**-14  # stored for a group of zeros: any scale gives zeros back
-for_variants = pytest.mark.parametrize("variant", [*TERNARY, TERNARY_WIDE])
+GGUF = ("gguf-tq1_0", "gguf-tq2_0")
+for_variants = pytest.mark.parametrize("variant", [*TERNARY, TERNARY_WIDE, *GGUF])
 
 
 def signs(weight: npt.NDArray[np.float32]) -> npt.NDArray[np.int8]:
@@ -84,7 +85,7 @@ def test_openvino_multiplies_two_bits(bundles: Bundles, variant: str) -> None:
     assert [precision for _, precision in layers].count("u2") == 14, layers
 
 
-@pytest.mark.parametrize("variant", TERNARY)
+@pytest.mark.parametrize("variant", [*TERNARY, *GGUF])
 def test_native_panels_hold_the_checkpoint(bundles: Bundles, variant: str) -> None:
     path = bundles.open(variant, "aipc", **OPTIONS, flavour="native").file("openvino_native.xml")
     formats = panel_formats(path)
