@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from cpm_edge.exporter.errors import CheckpointError, ConfigError
 from tests.exporter.checkpoint.builders import write_json
 from tests.support.bundles import Bundles
 from tests.support.checkpoints import config_of, packed_of, stored_of, tensors_of, write_checkpoint
-from tests.support.packed import PACKINGS
+from tests.support.packed import PACKINGS, Packing, pack, quantized
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
@@ -35,6 +37,41 @@ def test_rows_are_the_dequantized_matrices(bundles: Bundles, variant: str) -> No
             np.testing.assert_array_equal(rows, expected[DOWN][start:stop])
         with pytest.raises(CheckpointError, match=f"{DOWN} is stored as packed"):
             checkpoint.read_raw(DOWN)
+
+
+COMBINATIONS = [
+    Packing(format_, group, symmetric, act_order)
+    for format_, group, symmetric, act_order in product(
+        ("gptq", "gptq_v2", "awq"), (32, 128, -1), (True, False), (False, True)
+    )
+    if not act_order or (format_ != "awq" and group != -1)
+]
+
+
+@pytest.mark.parametrize("packing", COMBINATIONS, ids=lambda p: "-".join(map(str, astuple(p)[:4])))
+def test_integers_are_those_that_were_packed(tmp_path: Path, packing: Packing) -> None:
+    """Both zero point conventions, with and without act order, bit by bit; larger groups are split."""
+    rng = np.random.default_rng(0)
+    matrix = quantized(rng.standard_normal((64, 256)).astype(np.float32), packing, 0)
+    config = config_of("gptq") | {"quantization_config": packing.config()}
+    module = "model.layers.0.mlp.up_proj"
+    folder = write_checkpoint(tmp_path, config, pack(module, matrix, packing))
+    with open_checkpoint(str(folder)) as checkpoint:
+        integers = checkpoint.integers(f"{module}.weight")
+        assert integers is not None
+        block = integers.block(0, 64)()
+    expected, width = matrix.sorted(), min(packing.group, 128) if packing.group > 0 else 128
+    repeat = 256 // width // expected.scales.shape[1]
+    assert integers.scheme.describe() == f"int4 g{width} {'sym' if packing.symmetric else 'asym'}"
+    np.testing.assert_array_equal(block.codes, expected.codes)
+    np.testing.assert_array_equal(block.scales, np.repeat(expected.scales, repeat, 1))
+    np.testing.assert_array_equal(block.zero_points(), np.repeat(expected.zeros, repeat, 1))
+    order = np.argsort(matrix.g_idx, kind="stable")
+    if packing.act_order:
+        assert integers.column_order is not None
+        np.testing.assert_array_equal(integers.column_order, order)
+    else:
+        assert integers.column_order is None
 
 
 def test_pytorch_files(tmp_path: Path) -> None:
