@@ -20,6 +20,7 @@ std::vector<ov::Extension::Ptr> all() {
     add<cpm_openvino::NormLinear>(extensions, "NormLinear");
     add<cpm_openvino::NormGated>(extensions, "NormGated");
     add<cpm_openvino::NormExperts>(extensions, "NormExperts");
+    add<cpm_openvino::NormSparseMlp>(extensions, "NormSparseMlp");
     add<cpm_openvino::LinearAdd>(extensions, "LinearAdd");
     add<cpm_openvino::CachedAttention>(extensions, "CachedAttention");
     add<cpm_openvino::RecurrentAttention>(extensions, "RecurrentAttention");

@@ -81,6 +81,24 @@ private:
     float epsilon_ = 1e-6f, scale_ = 1.0f;
 };
 
+// residual + scale * the MLP of rms_norm(x) with a threshold on its gate, see kernels/sparse_mlp.h. Inputs: x (B, T, H),
+// norm weight (H), residual (B, T, H), gate panels, up strips, down slices, session, which counts what passes. The weight
+// attributes are those of gate and up: down has `rows` columns.
+class NormSparseMlp : public ov::op::Op {
+public:
+    OPENVINO_OP("NormSparseMlp", "cpm");
+    NormSparseMlp() = default;
+    void validate_and_infer_types() override;
+    bool visit_attributes(ov::AttributeVisitor& visitor) override;
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override;
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
+    bool has_evaluate() const override { return true; }
+
+private:
+    WeightAttributes weight_;
+    float threshold_ = 0.0f, epsilon_ = 1e-6f, scale_ = 1.0f;
+};
+
 // residual + scale * (x . w^T). Inputs: x (B, T, K), residual (B, T, rows), panels, session.
 class LinearAdd : public ov::op::Op {
 public:
