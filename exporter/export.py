@@ -83,7 +83,8 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
                 job.weights.find_schemes(progress.advance)
                 _check_groups(plan, job.weights)
                 note_rounded(job.weights)
-                inline_uneven_experts(job.model, job.weights)
+                if options.flavour != "native":  # whose kernels bring tensors to one format
+                    inline_uneven_experts(job.model, job.weights)
                 gather_columns(job.model.graph, job.weights)
             with progress.weights("Converting weights", elements), _timed(seconds, "lower"):
                 built = _target(options.target).build(job)

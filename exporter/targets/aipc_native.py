@@ -21,7 +21,15 @@ MODEL = "openvino_native.xml"
 DATA = "openvino_native.bin"
 # Values of --kv-cache, as the manifest names them.
 CACHE_TYPES = {"fp16": "float16", "int8": "int8"}
-OPS = ("NormLinear", "NormGated", "LinearAdd", "CachedAttention", "RecurrentAttention")
+OPS = (
+    "NormLinear",
+    "NormGated",
+    "NormSparseMlp",
+    "NormExperts",
+    "LinearAdd",
+    "CachedAttention",
+    "RecurrentAttention",
+)
 
 
 def build_native(job: BuildJob) -> dict[str, Any]:

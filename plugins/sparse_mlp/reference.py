@@ -56,7 +56,9 @@ def _column(shape: NBitsShape, codes: Bytes, rows: range, column: int) -> bytes:
     return bytes(packed)
 
 
-def sparse_mlp(x: Floats, gate: Floats, up: Floats, down: Floats, threshold: float) -> npt.NDArray[np.float64]:
+def sparse_mlp(
+    x: Floats, gate: Floats, up: Floats, down: Floats, threshold: float
+) -> npt.NDArray[np.float64]:
     """W_down (g * W_up x) for x (m, H) and dequantized weights, with the kernels' int8 activations."""
     seen = _restored(x)
     gates = (seen @ gate.T.astype(np.float64)).astype(np.float32)

@@ -27,6 +27,9 @@ VARIANTS = [
     "sparse-group3",
     "sala",
     "sala-dense",
+    "moe",
+    "moe-sparse",
+    "fatrelu",
 ]
 
 
@@ -75,13 +78,24 @@ def emulated(
         )
         load_weights(model, "", weights.dequantized, plan.config.tie_word_embeddings)
         config = plan.config
+        floats = {
+            parameter.data_ptr()
+            for name, parameter in model.named_parameters()
+            if name in weights.shapes and parameter.ndim == 2 and weights.scheme(name).format.is_float
+        }
+    plain_linear = torch.nn.functional.linear
+
+    def linear(x: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch.Tensor:
+        """A router of experts is a product in floats."""
+        return (plain_linear if weight.data_ptr() in floats else quantized_linear)(x, weight, bias)
+
     # Pairs of keys and values are rounded; states, one a layer, are not.
     caches = [
         tuple(part.to(cache_type) for part in cache) if len(cache) == 2 else cache
         for cache in empty_caches(config, ids.shape[1], len(ids))
     ]
     with monkeypatch.context() as patch:
-        patch.setattr(torch.nn.functional, "linear", quantized_linear)
+        patch.setattr(torch.nn.functional, "linear", linear)
         logits, _ = model(torch.from_numpy(ids), torch.zeros(len(ids), dtype=torch.int64), caches)
     result: npt.NDArray[np.float32] = logits.numpy()
     return result
@@ -135,7 +149,7 @@ def test_columns_in_another_order_meet_their_activations(
     assert (np.stack(got) - expected).std() / expected.std() < 0.05
 
 
-@pytest.mark.parametrize("variant", ["llama", "sparse", "ternary", "sala", "sala-dense"])
+@pytest.mark.parametrize("variant", ["llama", "sparse", "ternary", "sala", "sala-dense", "moe", "fatrelu"])
 def test_chunks_and_decode_steps_agree_with_one_prefill(bundles: Bundles, variant: str) -> None:
     tokens = bundles.prompt
     with bundles.engine(variant, "aipc", **native_options(variant)).session() as session:

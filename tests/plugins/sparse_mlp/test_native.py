@@ -33,7 +33,9 @@ def unit_weight(rows: int, cols: int, scheme: Scheme, seed: int) -> Weight:
 class Mlp:
     """Random weights in every form; a threshold of 1 leaves about one gate in six."""
 
-    def __init__(self, hidden: int, wide: int, scheme: Scheme = (4, 32, True), threshold: float = 1.0) -> None:
+    def __init__(
+        self, hidden: int, wide: int, scheme: Scheme = (4, 32, True), threshold: float = 1.0
+    ) -> None:
         self.hidden, self.wide = hidden, wide
         self.weights = [
             unit_weight(*size, scheme, seed)
