@@ -80,7 +80,7 @@ RELEASES = (
     ),
     Release("BitCPM4-1B", "minicpm", ("ternary", "muP", "tied", "LongRoPE"), "bitcpm4-1b", inferred=True),
     Release("MiniCPM-SALA", "minicpm_sala", ("muP", "InfLLM-V2", "linear attention"), "minicpm-sala"),
-    Release("MiniCPM-MoE-8x2B", "minicpm_moe", ("muP", "tied", "experts"), "minicpm-moe-8x2b", native=False),
+    Release("MiniCPM-MoE-8x2B", "minicpm_moe", ("muP", "tied", "experts"), "minicpm-moe-8x2b"),
     Release(
         "MiniCPM3-4B",
         "minicpm3",
@@ -92,6 +92,6 @@ RELEASES = (
     Release("MiniCPM-2B-128k", "minicpm", ("muP", "dynamic NTK"), "minicpm-2b-128k"),
     Release("MiniCPM-2B-sft, -dpo in llama-format", "llama", (), "minicpm-2b-llama-format"),
     Release("MiniCPM-1B-sft", "minicpm", ("muP", "tied"), "minicpm-1b"),
-    Release("MiniCPM-S-1B-sft", "minicpm", ("muP", "tied", "FATReLU"), "minicpm-s-1b", native=False),
+    Release("MiniCPM-S-1B-sft", "minicpm", ("muP", "tied", "FATReLU"), "minicpm-s-1b"),
     Release("SmolLM2-135M-Instruct", "llama", ("tied",), "smollm2-135m", real_weights=True),
 )

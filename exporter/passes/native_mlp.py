@@ -86,8 +86,8 @@ def _around(comparison: ir.Node) -> SparseMlpNodes:
     down = only_user(product.outputs[0])
     if down.op_type == "Gather":
         raise ExportError(
-            f"tensor {weight_of(only_user(down.outputs[0]))}: the native flavour reads single neurons of this "
-            "MLP, and its columns are in act order (desc_act)",
+            f"tensor {weight_of(only_user(down.outputs[0]))}: the native flavour reads single neurons of "
+            "this MLP, and its columns are in act order (desc_act)",
             hint="--flavour stock",
         )
     norm, _ = norm_of(gate)

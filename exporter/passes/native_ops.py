@@ -9,8 +9,8 @@
     RMSNormalization, [scale], head               cpm.NormLinear
 
 Every op takes the session's address last (input ``session``: 8 bytes, since the CPU plugin narrows int64 to
-int32). Weights are uint8 inputs named after the fused tensors with an ending that tells their layout; NativePlan
-keeps which tensors they are made of.
+int32). Weights are uint8 inputs named after the fused tensors with an ending that tells their layout;
+NativePlan keeps which tensors they are made of.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def sparse_mlp(
     isa: Isa | None = None,
     count: Sparsity | None = None,
 ) -> Floats:
-    """residual + scale * MLP(x): float32 (m, H) from x and residual (m, H); a single row is added to ``count``.
+    """residual + scale * MLP(x): float32 (m, H) from x and residual (m, H). A single row is counted.
 
     Raises:
         NativeError: shapes that do not fit each other, or no such instruction set here.

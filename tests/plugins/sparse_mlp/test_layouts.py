@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def test_blocks_of_rows_concatenate(scheme: Scheme) -> None:
         (pack_slices, made[1], (0, 128, 256, 300)),
     ):
         parts = []
-        for first, last in zip(cuts, cuts[1:], strict=False):
+        for first, last in pairwise(cuts):
             rows = slice(first, last)
             shape = NBitsShape(last - first, 128, *scheme)
             zeros = None if w.zeros is None else w.zeros[rows]
