@@ -169,7 +169,7 @@ def _warnings_printed(messages: list[str]) -> Iterator[None]:
 
 
 def _print_summary(result: Any) -> None:
-    from cpm_edge.exporter.model_card import cache_cost, linear_layers
+    from cpm_edge.exporter.model_card import cache_cost, linear_layers, sparsity_of
 
     manifest = result.manifest
     size = sum(entry.bytes for entry in manifest.files.values()) / 1e6
@@ -199,6 +199,8 @@ def _print_summary(result: Any) -> None:
         if report["judged_by"] == "median_cosine":
             median = report["median_cosine"]
             table.add_row("", f"median row {median:.6f}, which counts: rounding may turn a choice in an MLP")
+        if report["mlp_sparsity"]:
+            table.add_row("MLP sparsity", sparsity_of(report))
         if manifest.attention["sparse"]:
             table.add_row("", f"{report['sparse_rows']} of them attended sparsely (--verify-tokens)")
         table.add_row(

@@ -31,7 +31,7 @@ from cpm_edge.exporter.weight_format import choose_format, note_rounded
 from cpm_edge.exporter.weights import HEAD, ModelWeights
 from cpm_edge.quant import Policy, QuantError, TensorClass, WeightFormat
 from cpm_edge.runtimes.atomic import AtomicFolder
-from cpm_edge.runtimes.bundle import Bundle, hash_files, write_manifest
+from cpm_edge.runtimes.bundle import Bundle, hash_file, hash_files, write_manifest
 from cpm_edge.runtimes.manifest import ContextLimits, Manifest
 
 VERSION = importlib.metadata.version("cpm-edge")
@@ -88,14 +88,17 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
                 gather_columns(job.model.graph, job.weights)
             with progress.weights("Converting weights", elements), _timed(seconds, "lower"):
                 built = _target(options.target).build(job)
-            with progress.stage("Writing model card and manifest"), _timed(seconds, "describe"):
+            with progress.stage("Hashing the files"), _timed(seconds, "describe"):
                 manifest = _manifest(plan, job.weights, built)
-                (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
                 manifest = dataclasses.replace(manifest, files=hash_files(folder))
             if options.verify:
                 with progress.stage("Verifying the bundle"), _timed(seconds, "verify"):
                     report = verify_in_child(plan.options, Bundle(folder, manifest), job.weights)
                 manifest = dataclasses.replace(manifest, verification=report)
+            card = folder / "README.md"
+            card.write_text(model_card(manifest), encoding="utf-8")
+            files = dict(sorted({**manifest.files, card.name: hash_file(card)}.items()))
+            manifest = dataclasses.replace(manifest, files=files)
             write_manifest(folder, manifest)
         return ExportResult(options.output, manifest, seconds)
 

@@ -22,6 +22,9 @@ Made by {{ m.producer }} from the {{ m.source.kind }} checkpoint `{{ m.source.na
 | kv_b_proj | {{ m.weights.absorbed }} |
 {%- endif %}
 | attention | {{ attention }} |
+{%- if sparsity %}
+| MLP sparsity | {{ sparsity }} |
+{%- endif %}
 | cache | {{ cache }} |
 | context | {{ m.context.max_context }} tokens; RoPE: {{ m.context.rope.choice }} |
 | layers, hidden size, vocabulary | {{ m.num_layers }}, {{ m.hidden_size }}, {{ m.vocab_size }} |
@@ -68,6 +71,21 @@ def cache_cost(cache: dict[str, Any]) -> str:
     return f"{cost}; keys and values of every head would take {expanded / 1e3:.1f} kB"
 
 
+def sparsity_of(verification: dict[str, Any] | None) -> str | None:
+    """What decode steps of the verification left out of the MLPs, from ``Manifest.verification``.
+
+    For example ``88.1% of neurons inactive in 16 decoded tokens, 15.2% of up and down projections read``.
+    None where all is read, or nothing was verified.
+    """
+    if verification is None or verification["mlp_sparsity"] is None:
+        return None
+    shares, tokens = verification["mlp_sparsity"], verification["decoded"]
+    return (
+        f"{shares['inactive_share']:.1%} of neurons inactive in {tokens} decoded tokens, "
+        f"{shares['read_share']:.1%} of up and down projections read"
+    )
+
+
 def model_card(manifest: Manifest) -> str:
     """Markdown for the folder's front page."""
     spec = manifest.attention
@@ -90,4 +108,5 @@ def model_card(manifest: Manifest) -> str:
         attention=attention,
         linear=linear_layers(manifest.weights),
         cache=cache_cost(manifest.cache),
+        sparsity=sparsity_of(manifest.verification),
     )

@@ -24,6 +24,7 @@ from cpm_edge.exporter.weights import ModelWeights
 from cpm_edge.quant import Scheme, WeightFormat
 from cpm_edge.runtimes.bundle import Bundle, Manifest
 from cpm_edge.runtimes.cache_layout import kv_layers
+from cpm_edge.runtimes.sparsity import MlpSparsity
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -114,7 +115,7 @@ def verify(
         model = (plan.architecture.model_class(), plan.config, rope)
         stored = run_streamed(*model, weights.dequantized, tokens)
         source = run_streamed(*model, read_source, tokens)
-    logits, keys = _run_bundle(bundle, tokens)
+    logits, keys, sparsity = _run_bundle(bundle, tokens)
     precision = str(bundle.manifest.cache["dtype"])
     if bundle.manifest.weights["activations"] == "int8" or precision == "uint8":
         precision = "int8"
@@ -136,6 +137,7 @@ def verify(
         "expected_cosine": least_cosine,
         "first_diverging_layer": diverging,
         "largest_key_error": max(layer_errors),
+        "mlp_sparsity": sparsity and sparsity.to_json(),
         "against_checkpoint": compare(source.logits, logits),
     }
 
@@ -190,7 +192,8 @@ def _tokens(folder: Path, vocab_size: int, count: int) -> list[int]:
     return (ids * (count // len(ids) + 1))[:count]
 
 
-def _run_bundle(bundle: Bundle, tokens: list[int]) -> tuple[FloatArray, list[FloatArray]]:
+def _run_bundle(bundle: Bundle, tokens: list[int]) -> tuple[FloatArray, list[FloatArray], MlpSparsity | None]:
+    """Logits of all tokens, keys or states of all layers, and what the decode steps left out of the MLPs."""
     from cpm_edge.runtimes import open_engine
 
     engine = open_engine(bundle, device="CPU")
@@ -203,8 +206,9 @@ def _run_bundle(bundle: Bundle, tokens: list[int]) -> tuple[FloatArray, list[Flo
             (session.layer_keys(layer) if layer in with_keys else session.layer_state(layer)).copy()
             for layer in range(bundle.manifest.num_layers)
         ]
+        sparsity = session.mlp_sparsity()
     engine.close()
-    return np.concatenate(rows), keys
+    return np.concatenate(rows), keys, sparsity
 
 
 def _scheme(fields: dict[str, Any]) -> Scheme:

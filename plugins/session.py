@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from cpm_edge.plugins.native import Handle, check, library, pointer
 from cpm_edge.plugins.sparse_attention.cache import AttentionCache
+from cpm_edge.plugins.sparse_mlp.native import Sparsity
 
 
 class NativeSession:
@@ -51,6 +52,17 @@ class NativeSession:
             ctypes.c_void_p(self.address), ctypes.c_int32(layer), pointer(state, np.float32)
         )
         check(status, "cpm_session_set_state")
+
+    def sparsity(self) -> Sparsity:
+        """What the ops of sparse MLPs counted so far: see plugins/sparse_mlp.
+
+        Raises:
+            NativeError: as ``address``.
+        """
+        function = library().cpm_session_sparsity
+        function.restype = ctypes.POINTER(Sparsity)
+        with self._handle.in_use() as session:
+            return Sparsity.from_buffer_copy(function(session).contents)
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:

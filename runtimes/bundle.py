@@ -153,8 +153,13 @@ def hash_files(folder: Path) -> dict[str, FileEntry]:
         if item.is_symlink() or not (item.is_file() or item.is_dir()):
             raise BundleError(f"{name}: a bundle holds only plain files")
         if item.is_file() and name != MANIFEST:
-            files[name] = FileEntry(_sha256(item, lambda _: None), item.stat().st_size)
+            files[name] = hash_file(item)
     return files
+
+
+def hash_file(path: Path) -> FileEntry:
+    """SHA-256 and size of a file."""
+    return FileEntry(_sha256(path, lambda _: None), path.stat().st_size)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -11,6 +11,7 @@ from cpm_edge.runtimes.errors import ContextError, PromptError
 from cpm_edge.runtimes.options import GenerationOptions
 from cpm_edge.runtimes.sampling import Sampler
 from cpm_edge.runtimes.session import FloatArray, Session
+from cpm_edge.runtimes.sparsity import MlpSparsity
 from cpm_edge.runtimes.stats import Clock, Stats, peak_rss
 from cpm_edge.runtimes.thinking import Event, ThoughtSplitter, split_thought
 from cpm_edge.runtimes.tokenizer import Tokenizer
@@ -88,6 +89,7 @@ class Stream(Iterator[str]):
         self._stop_ids = {id_ for stop in options.stop if (id_ := tokenizer.added_id(stop)) is not None}
         self._sampler = Sampler(options)
         self._stats = Stats(load_seconds=load_seconds, prompt_tokens=len(self._prompt_ids))
+        self._sparsity: MlpSparsity | None = None  # before the first decode step
         self._token_ids: list[int] = []
         self._text: list[str] = []
         self._reason: FinishReason | None = None
@@ -160,6 +162,7 @@ class Stream(Iterator[str]):
         clock = Clock()
         logits = self._session.forward(self._prompt_ids[common:])
         self._stats.prefill_seconds = clock.seconds()
+        self._sparsity = self._session.mlp_sparsity()
         return logits
 
     def _pick(self, logits: FloatArray, clock: Clock) -> int:
@@ -205,6 +208,8 @@ class Stream(Iterator[str]):
             return
         self._reason = self._reason or "interrupted"
         self._stats.peak_rss_bytes = peak_rss()
+        if not self._session.closed and (sparsity := self._session.mlp_sparsity()) is not None:
+            self._stats.mlp_sparsity = sparsity.since(self._sparsity)
         release(self._session)
 
 

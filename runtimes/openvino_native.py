@@ -23,6 +23,7 @@ from cpm_edge.runtimes.cache_layout import RecurrentLayout, kv_layers, recurrent
 from cpm_edge.runtimes.errors import BackendError, BundleError, missing_dependency
 from cpm_edge.runtimes.session import Engine, FloatArray, Logits, Session, TokenArray
 from cpm_edge.runtimes.snapshots import States
+from cpm_edge.runtimes.sparsity import MlpSparsity
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -202,6 +203,16 @@ class OpenVinoNativeSession(Session):
         """Values of one layer; see ``layer_keys``."""
         values: FloatArray = self._caches[layer].values(0, self._cached)[0]
         return values
+
+    def mlp_sparsity(self) -> MlpSparsity | None:
+        try:
+            counted = self._native.sparsity()
+        except NativeError as error:
+            self._check_open()
+            raise BackendError(str(error), hint=_SPAWN) from error
+        if not counted.neurons:
+            return None
+        return MlpSparsity(counted.neurons, counted.active, counted.bytes, counted.read)
 
     def layer_state(self, layer: int) -> FloatArray:
         assert self._recurrent is not None

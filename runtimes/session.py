@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from cpm_edge.runtimes.errors import BackendError, ContextError, PromptError
 from cpm_edge.runtimes.snapshots import INTERVAL, Snapshots, States
+from cpm_edge.runtimes.sparsity import MlpSparsity
 
 Logits: TypeAlias = Literal["last", "all"]
 FloatArray: TypeAlias = NDArray[np.float32]
@@ -169,6 +170,13 @@ class Session(abc.ABC):
     def snapshot_bytes(self) -> int:
         """How many of ``cache_bytes`` are snapshots of states; forks share them."""
         return self._snapshots.nbytes if self._snapshots else 0
+
+    def mlp_sparsity(self) -> MlpSparsity | None:
+        """What tokens computed one by one left out of their MLPs so far, forks not included.
+
+        None where all is read: engines without such kernels, models without a threshold on the gate.
+        """
+        return None
 
     def layer_keys(self, layer: int) -> FloatArray:
         """Keys of one layer as the cache holds them, float32 (kv heads, position - pending, head_dim): for

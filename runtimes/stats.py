@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cpm_edge.runtimes.sparsity import MlpSparsity
+
 
 class Clock:
     """Seconds since it was made, on a clock that never goes back."""
@@ -30,6 +32,7 @@ class Stats:
         ttft_seconds: from the call to the first token (time to first token).
         prefill_seconds: the forward pass over prompt_tokens - cached_tokens.
         decode_seconds: from the first token to the last.
+        mlp_sparsity: what decoding left out of the MLPs, None where all is read or nothing was decoded.
         peak_rss_bytes: the most memory this process ever held, None where the system does not tell.
     """
 
@@ -40,6 +43,7 @@ class Stats:
     ttft_seconds: float = 0.0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    mlp_sparsity: MlpSparsity | None = None
     peak_rss_bytes: int | None = None
 
     @property
@@ -65,6 +69,7 @@ class Stats:
             "prefill_tokens_per_second": self.prefill_rate,
             "tpot_seconds": self.tpot_seconds,
             "decode_tokens_per_second": self.decode_rate,
+            "mlp_sparsity": self.mlp_sparsity and self.mlp_sparsity.to_json(),
         }
 
     def rows(self) -> list[tuple[str, str]]:
@@ -79,6 +84,8 @@ class Stats:
             ("prefill", _rate(self.prefill_rate)),
             ("decode", _rate(self.decode_rate)),
         ]
+        if self.mlp_sparsity is not None:
+            rows.append(("MLP sparsity", str(self.mlp_sparsity)))
         if self.peak_rss_bytes is not None:
             rows.append(("peak memory", f"{self.peak_rss_bytes / 2**20:.0f} MiB"))
         return rows

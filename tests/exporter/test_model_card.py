@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from cpm_edge.runtimes.bundle import open_bundle
-from tests.support.bundles import TARGETS, Bundles
+from tests.support.bundles import NATIVE, TARGETS, Bundles
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -40,6 +40,19 @@ def test_the_card_tells_what_was_taken(bundles: Bundles, variant: str, words: st
     bundle = bundles.open(variant, "ort", weight_format="auto", **options)
     card = (bundle.path / "README.md").read_text("utf-8")
     assert f"| linear layers | {words}" in card, card
+
+
+def test_the_card_tells_how_much_of_the_mlps_was_read(bundles: Bundles) -> None:
+    bundle = bundles.open("fatrelu", "aipc", **NATIVE, verify=True)
+    verification = bundle.manifest.verification
+    assert verification is not None
+    shares = verification["mlp_sparsity"]
+    assert 0.5 < shares["inactive_share"] < 1 and 0 < shares["read_share"] < 1
+    card = (bundle.path / "README.md").read_text(encoding="utf-8")
+    told = f"| MLP sparsity | {shares['inactive_share']:.1%} of neurons inactive in 8 decoded tokens, "
+    assert told + f"{shares['read_share']:.1%} of up and down projections read |" in card
+    other = bundles.open("fatrelu", "ort", weight_format="int4").path / "README.md"
+    assert "MLP sparsity" not in other.read_text(encoding="utf-8")
 
 
 def test_the_card_tells_when_attention_is_sparse(bundles: Bundles) -> None:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+from cpm_edge.runtimes.sparsity import MlpSparsity
 from cpm_edge.runtimes.stats import Stats
 
 
@@ -20,6 +21,19 @@ def test_rates_that_do_not_exist_are_none() -> None:
         assert stats.tpot_seconds is stats.decode_rate is stats.prefill_rate is None
         assert ("TPOT", "-") in stats.rows()
     assert json.loads(json.dumps(stats.to_json()))["decode_tokens_per_second"] is None
+
+
+def test_what_mlps_left_out_is_told() -> None:
+    before = MlpSparsity(neurons=100, active=90, weight_bytes=1000, read_bytes=950)
+    after = MlpSparsity(neurons=300, active=100, weight_bytes=3000, read_bytes=1250)
+    stats = Stats(mlp_sparsity=after.since(before))
+    assert stats.mlp_sparsity == MlpSparsity(200, 10, 2000, 300)
+    told = "95.0% of neurons inactive, 15.0% of up and down projections read"
+    assert ("MLP sparsity", told) in stats.rows()
+    assert stats.to_json()["mlp_sparsity"] == {"inactive_share": 0.95, "read_share": 0.15}
+    assert after.since(after) is None and after.since(None) == after
+    assert Stats().to_json()["mlp_sparsity"] is None
+    assert all(name != "MLP sparsity" for name, _ in Stats().rows())
 
 
 def test_peak_memory_is_this_programs_own() -> None:
