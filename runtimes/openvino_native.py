@@ -200,7 +200,7 @@ class OpenVinoNativeSession(Session):
         return keys
 
     def layer_values(self, layer: int) -> FloatArray:
-        """Values of one layer; see ``layer_keys``."""
+        """Values of one layer; see ``layer_keys``. Latent layers have none beside the keys."""
         values: FloatArray = self._caches[layer].values(0, self._cached)[0]
         return values
 
@@ -221,7 +221,7 @@ class OpenVinoNativeSession(Session):
     def fill(
         self,
         token_ids: Sequence[int] | npt.NDArray[Any],
-        rows_of_layer: Callable[[int], tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]],
+        rows_of_layer: Callable[[int], tuple[npt.NDArray[np.floating], ...]],
         state_of_layer: Callable[[int], FloatArray] | None = None,
     ) -> None:
         """Append tokens whose keys and values are known, without running the model.
@@ -233,7 +233,7 @@ class OpenVinoNativeSession(Session):
         Args:
             token_ids: (T,), T >= 1, as for ``forward``.
             rows_of_layer: called once for each layer with a cache; its keys (after RoPE) and values, floats
-                (kv heads, T, head_dim).
+                (kv heads, T, head_dim). Latent layers have keys only.
             state_of_layer: called once for each recurrent layer; its state after these tokens, float32
                 (heads, D, D).
 
@@ -251,13 +251,15 @@ class OpenVinoNativeSession(Session):
         self._reserve(stop)
         layout = self._engine.manifest.cache
         shape = (layout["kv_heads"], len(tokens), layout["head_dim"])
+        parts = 1 if self._engine.spec.is_latent else 2
         for layer, cache in self._caches.items():
-            keys, values = rows_of_layer(layer)
-            if keys.shape != shape or values.shape != shape:
-                raise ValueError(
-                    f"layer {layer}: expected keys and values {shape}, got {keys.shape} and {values.shape}"
-                )
-            cache.write(first, keys[None], values[None], self._engine.spec.kernel_size)
+            given = rows_of_layer(layer)
+            if [rows.shape for rows in given] != [shape] * parts:
+                what = "keys alone," if parts == 1 else "keys and values"
+                shapes = " and ".join(str(rows.shape) for rows in given)
+                raise ValueError(f"layer {layer}: expected {what} {shape}, got {shapes}")
+            keys, values = given[0][None], given[1][None] if parts == 2 else None
+            cache.write(first, keys, values, self._engine.spec.kernel_size)
         self._tokens.extend(tokens.tolist())
         self._cached = stop
         if self._recurrent:
@@ -287,9 +289,10 @@ class OpenVinoNativeSession(Session):
                 self._native.set_cache(layer, grown)
                 self._caches[layer] = grown
         except MemoryError as error:
+            smaller = "" if self._engine.spec.is_latent else ", or export with --kv-cache int8"
             raise BackendError(
                 f"there is no memory for a cache of {wanted} tokens",
-                hint="Set a smaller max_context, or export with --kv-cache int8.",
+                hint=f"Set a smaller max_context{smaller}.",
             ) from error
 
     def _step(self, tokens: TokenArray, logits: Logits) -> FloatArray:

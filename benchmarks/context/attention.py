@@ -68,6 +68,7 @@ class AttentionProbe:
 
     def _filled(self, layer: int, capacity: int, synthetic: Synthetic) -> AttentionCache:
         cache = AttentionCache.empty(self.sparse, 1, capacity, self.head_size)
+        assert cache.value is not None
         cache.key[0], cache.value[0] = synthetic.rows(layer, 0, capacity)
         if cache.pooled is not None:
             pool_keys(cache.key[0], cache.pooled[0], self.sparse.kernel_size, 0, capacity)

@@ -3,6 +3,7 @@
     RMSNormalization, q/k/v products              cpm.NormLinear over the three weights as one
     [RotaryEmbedding,] SparseAttention, [gate]    cpm.CachedAttention: caches belong to the session
     norms, RotaryEmbedding, LinearAttention, gate cpm.RecurrentAttention: so do states
+    latent attention                              see native_latent
     product, [scale], residual                    cpm.LinearAdd
     RMSNormalization, gate, up, silu, product     cpm.NormGated
     MLPs that need not be read as a whole         see native_mlp
@@ -25,6 +26,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.passes.builder import Builder
 from cpm_edge.exporter.passes.experts import Experts, find_experts
+from cpm_edge.exporter.passes.native_latent import UP, find_latent, latent_attributes, sort_latents, up_bytes
 from cpm_edge.exporter.passes.native_match import (
     branch_of,
     norm_of,
@@ -56,10 +58,12 @@ class NativePlan:
 
     Attributes:
         panels: for each input of packed weights, the tensors it concatenates along the rows.
-        shapes: the kernels' view of each of these tensors.
+        ups: for each input that is an up-projection of latent attention, its tensor.
+        shapes: the kernels' view of each of the tensors in panels.
     """
 
     panels: dict[str, list[str]] = field(default_factory=dict)
+    ups: dict[str, str] = field(default_factory=dict)
     shapes: dict[str, NBitsShape] = field(default_factory=dict)
 
 
@@ -123,6 +127,8 @@ class NativeFusion:
         for layer, node in enumerate(self._mixers()):
             if node.op_type == LINEAR:
                 self._recurrent(node, layer)
+            elif node.attributes.get_int("v_head_size", 0):
+                self._latent(node, layer)
             else:
                 self._attention(node, layer)
         for node in [n for n in self.graph if n.op_type == "Sigmoid"]:
@@ -157,6 +163,30 @@ class NativeFusion:
             attributes.values(), num_outputs=1, name=f"layers.{layer}.attention",
         )  # fmt: skip
         self._replace_mixer(node, fused, output, gate)
+
+    def _latent(self, node: ir.Node, layer: int) -> None:
+        found = find_latent(node)
+        down = self._norm_linear([found.query_down], f"layers.{layer}.q_a", node)
+        ir.convenience.replace_all_uses_with(found.query_down.outputs[0], down)
+        query = self._norm_linear([found.query_up], f"layers.{layer}.q_b", node)
+        latent = self._norm_linear([found.latent], f"layers.{layer}.kv_a", node)
+        up = ir.Value(
+            name=found.up + UP,
+            shape=ir.Shape([up_bytes(self.weights, found.up)]),
+            type=ir.TensorType(ir.DataType.UINT8),
+        )
+        self.graph.inputs.append(up)
+        self.plan.ups[found.up + UP] = found.up
+        tables, past_length = found.rotation.inputs[1:3], node.inputs[5]
+        latent, norm, sorting = sort_latents(self.graph, found, latent, self.weights)
+        self.graph.insert_before(node, sorting)
+        attributes = {"layer": layer, **latent_attributes(node, found, self.weights)}
+        fused = ir.Node(
+            DOMAIN, "LatentAttention",
+            [query, latent, norm, *tables, up, past_length, self.session],
+            ir.convenience.convert_attributes(attributes), num_outputs=1, name=f"layers.{layer}.attention",
+        )  # fmt: skip
+        self._replace_mixer(node, fused, found.output, None)
 
     def _recurrent(self, node: ir.Node, layer: int) -> None:
         query, key, value, _ = node.inputs

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cpm_edge.exporter.passes.native_latent import UP, up_projection
 from cpm_edge.exporter.passes.native_ops import PANELS, SLICES, STRIPS, NativePlan
 from cpm_edge.exporter.passes.openvino_weights import OpenVinoWeights
 from cpm_edge.exporter.weights import ModelWeights
@@ -37,13 +38,16 @@ class NativeWeights(OpenVinoWeights):
     def __init__(self, model: Any, weights: ModelWeights, plan: NativePlan) -> None:
         super().__init__(model, weights)
         self._plan = plan
-        self.placeholders.update(plan.panels)
+        self.placeholders.update(plan.panels, plan.ups)
         self._first = {tensors[0]: name for name, tensors in plan.panels.items()}
 
     def data(self, name: str) -> Iterator[tuple[str, Iterator[npt.NDArray[Any]]]]:
         """As OpenVinoWeights; fused tensors come with the first of them."""
-        if any(placeholder.startswith(name) for placeholder in self.placeholders - set(self._plan.panels)):
+        own = set(self._plan.panels).union(self._plan.ups)
+        if any(placeholder.startswith(name) for placeholder in self.placeholders - own):
             yield from super().data(name)
+        if name + UP in self._plan.ups:
+            yield name + UP, iter([up_projection(self.weights.quantized(name)).packed()])
         if name in self._first:
             yield self._first[name], self._packed(self._first[name])
 

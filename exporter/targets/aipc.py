@@ -116,13 +116,9 @@ def _kv_cache(job: BuildJob, spec: SparseAttentionSpec) -> str:
 
 
 def _native(job: BuildJob) -> Built:
-    if job.config.attention_spec(0).is_latent:
-        raise ExportError(
-            "--flavour native: expected keys and values of their own, got latent attention (MiniCPM3)",
-            hint="--flavour stock, or --target ort",
-        )
+    latent = job.config.attention_spec(0).is_latent
     for option, value, choices in (
-        ("--kv-cache", job.kv_cache, tuple(CACHE_TYPES)),
+        ("--kv-cache", job.kv_cache, ("fp16",) if latent else tuple(CACHE_TYPES)),
         ("--activations", job.activations, ("int8",)),
     ):
         if value is not None and value not in choices:

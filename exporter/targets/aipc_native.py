@@ -29,6 +29,7 @@ OPS = (
     "LinearAdd",
     "CachedAttention",
     "RecurrentAttention",
+    "LatentAttention",
 )
 
 

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "kernels/cpu.h"
+#include "kernels/latent_attention.h"
 #include "kernels/linear_attention.h"
 #include "kernels/matmul_nbits.h"
 #include "kernels/mixture_of_experts.h"
@@ -80,6 +81,17 @@ bool is_valid(const cpm_attention_rows& r, const cpm_attention_spec& s) {
     const int64_t query = int64_t(s.num_heads) * s.head_size, key = int64_t(s.kv_num_heads) * s.head_size;
     if (r.rows < 0 || r.past_length < 0 || (r.cosine == nullptr) != (r.sine == nullptr)) return false;
     return r.query_stride >= query && r.key_stride >= key && r.value_stride >= key;
+}
+
+bool is_valid(const cpm_latent_spec& s) {
+    if (s.num_heads < 1 || s.nope_size < 1 || s.groups < 1) return false;
+    if (s.rank < 8 || s.rank % s.groups != 0 || s.rank / s.groups % 8 != 0) return false;
+    return s.rope_size >= 8 && s.rope_size % 8 == 0 && s.value_size >= 16 && s.value_size % 16 == 0;
+}
+
+bool is_valid(const cpm_latent_rows& r, const cpm_latent_spec& s) {
+    if (r.rows < 0 || r.past_length < 0 || r.latent_stride < s.rank + s.rope_size) return false;
+    return r.query_stride >= int64_t(s.num_heads) * (s.nope_size + s.rope_size);
 }
 
 }  // namespace
@@ -293,6 +305,21 @@ int32_t cpm_sparse_attention(cpm_pool* pool, int32_t isa, const cpm_attention_sp
     step.output = rows->output;
     step.selected = rows->selected;
     cpm::sparse_attention(pool->pool, static_cast<cpm::Isa>(isa), s, step);
+    return CPM_OK;
+}
+
+int32_t cpm_latent_attention(cpm_pool* pool, int32_t isa, const cpm_latent_spec* spec, const cpm_cache* cache,
+                             const cpm_latent_rows* rows) {
+    const cpm_latent_spec& s = *spec;
+    const cpm_latent_rows& r = *rows;
+    if (!is_valid(s) || !is_valid(r, s) || cache->type != CPM_CACHE_FLOAT16) return CPM_BAD_SHAPE;
+    if (r.past_length > cache->capacity - r.rows) return CPM_CACHE_FULL;
+    if (!cpm_has_isa(isa)) return CPM_BAD_ISA;
+    const cpm::LatentSpec sizes{s.num_heads, s.rank,   s.nope_size, s.rope_size,
+                                s.value_size, s.groups, s.scale,     s.epsilon};
+    const cpm::LatentStep step{r.query, r.latent, r.query_stride, r.latent_stride, r.norm, r.cosine, r.sine,
+                               {r.scales, r.codes}, static_cast<uint16_t*>(cache->key), r.past_length, r.rows, r.output};
+    cpm::latent_attention(pool->pool, static_cast<cpm::Isa>(isa), sizes, step);
     return CPM_OK;
 }
 

@@ -156,6 +156,32 @@ CPM_API int32_t cpm_recurrent_attention(cpm_pool* pool, int32_t isa, const cpm_r
 CPM_API int32_t cpm_output_gate(cpm_pool* pool, int32_t isa, const float* gate, int64_t gate_stride, int64_t m,
                                 int64_t n, float* values);
 
+/* Multi-head latent attention: heads of nope_size + rope_size query columns and value_size values, which an
+ * up-projection makes from latents of `rank` columns. groups: scales a row of it. See kernels/latent_attention.h. */
+typedef struct {
+    int32_t num_heads, rank, nope_size, rope_size, value_size, groups;
+    float scale, epsilon;
+} cpm_latent_spec;
+
+/* The new rows of one sequence. query (rows, num_heads * (nope + rope)) and latent (rows, rank + rope) as the products
+ * leave them; strides are floats from one row to the next. norm (rank); cosine and sine (rows, rope / 2). The
+ * up-projection has num_heads * (nope + value) rows: scales (rows, groups), codes (rows, rank). output (rows,
+ * num_heads * value). */
+typedef struct {
+    const float *query, *latent;
+    int64_t query_stride, latent_stride;
+    const float *norm, *cosine, *sine;
+    const float* scales;
+    const int8_t* codes;
+    int64_t past_length, rows;
+    float* output;
+} cpm_latent_rows;
+
+/* Appends the rows to cache->key (capacity, rank + rope), float16, and attends; cache->value is not used. rank, rope_size and
+ * rank / groups: multiples of 8; value_size: a multiple of 16. */
+CPM_API int32_t cpm_latent_attention(cpm_pool* pool, int32_t isa, const cpm_latent_spec* spec, const cpm_cache* cache,
+                                     const cpm_latent_rows* rows);
+
 /* The attributes of cpm.SparseAttention, in tokens and blocks as plugins/sparse_attention/spec.py has them.
  * head_size: a multiple of 8 up to 256. */
 typedef struct {

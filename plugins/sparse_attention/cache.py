@@ -74,14 +74,14 @@ class AttentionCache:
     """The buffers of one layer, written in place.
 
     Attributes:
-        key, value: (B, kv_num_heads, C, D) float16 or int8.
+        key, value: (B, kv_num_heads, C, D) float16 or int8. Latent caches are float16 and have no value.
         pooled: (B, kv_num_heads, C / kernel_stride, D) float32, None where the spec is dense.
         key_scales: (B, kv_num_heads, C, ceil(D / 32)) float16 for int8, else None.
         value_scales: (B, kv_num_heads, C) float16 for int8, else None.
     """
 
     key: Halves | Codes
-    value: Halves | Codes
+    value: Halves | Codes | None
     pooled: Floats | None
     key_scales: Halves | None = None
     value_scales: Halves | None = None
@@ -93,10 +93,12 @@ class AttentionCache:
         """Zeros for ``capacity`` rows of ``size`` floats a head.
 
         Raises:
-            ValueError: a sparse spec and a capacity that is not whole blocks, or an unknown type.
+            ValueError: a sparse spec and a capacity that is not whole blocks, or a type that is unknown or,
+                for a latent spec, not float16.
         """
-        if dtype not in CACHE_TYPES:
-            raise ValueError(f"cache type: expected one of {', '.join(CACHE_TYPES)}, got {dtype}")
+        types = ("float16",) if spec.is_latent else CACHE_TYPES
+        if dtype not in types:
+            raise ValueError(f"cache type: expected {' or '.join(types)}, got {dtype}")
         rows = (batch, spec.kv_num_heads, capacity)
         pooled = key_scales = value_scales = None
         if not spec.is_dense:
@@ -106,13 +108,14 @@ class AttentionCache:
         if dtype == "int8":
             key_scales = np.zeros((*rows, -(-size // KEY_GROUP)), np.float16)
             value_scales = np.zeros(rows, np.float16)
-        key, value = (np.zeros((*rows, size), np.dtype(dtype)) for _ in range(2))
+        key = np.zeros((*rows, size), np.dtype(dtype))
+        value = None if spec.is_latent else np.zeros_like(key)
         return cls(key, value, pooled, key_scales, value_scales)
 
     @property
     def capacity(self) -> int:
         """Rows that it holds at most."""
-        return self.key.shape[2]
+        return int(self.key.shape[2])
 
     @property
     def nbytes(self) -> int:
@@ -126,7 +129,13 @@ class AttentionCache:
         return dequantize(rows.astype(np.int8), self.key_scales[:, :, first:stop], KEY_GROUP)
 
     def values(self, first: int, stop: int) -> Floats:
-        """Values of rows [first, stop), likewise."""
+        """Values of rows [first, stop), likewise.
+
+        Raises:
+            ValueError: the cache is latent.
+        """
+        if self.value is None:
+            raise ValueError("a latent cache has no values beside its keys")
         rows = self.value[:, :, first:stop]
         if self.value_scales is None:
             return rows.astype(np.float32)
@@ -137,17 +146,25 @@ class AttentionCache:
         self,
         first: int,
         keys: npt.NDArray[np.floating[Any]],
-        values: npt.NDArray[np.floating[Any]],
+        values: npt.NDArray[np.floating[Any]] | None,
         kernel_size: int,
     ) -> None:
-        """Put rows (B, kv_num_heads, n, D) at ``first``, and the pooled keys of the windows they complete."""
+        """Put rows (B, kv_num_heads, n, D) at ``first``, and the pooled keys of the windows they complete.
+
+        Args:
+            values: None for a latent cache.
+        """
         stop = first + keys.shape[2]
-        if self.key_scales is None or self.value_scales is None:
-            self.key[:, :, first:stop], self.value[:, :, first:stop] = keys, values
+        if self.key_scales is None:
+            self.key[:, :, first:stop] = keys
         else:
             self.key[:, :, first:stop], self.key_scales[:, :, first:stop] = quantize(keys, KEY_GROUP)
-            codes, scales = quantize(values, values.shape[-1])
-            self.value[:, :, first:stop], self.value_scales[:, :, first:stop] = codes, scales[..., 0]
+        if self.value is not None and values is not None:
+            if self.value_scales is None:
+                self.value[:, :, first:stop] = values
+            else:
+                codes, scales = quantize(values, values.shape[-1])
+                self.value[:, :, first:stop], self.value_scales[:, :, first:stop] = codes, scales[..., 0]
         if self.pooled is None:
             return
         # Only the rows of windows that are not complete before `first`.

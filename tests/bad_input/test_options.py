@@ -56,10 +56,27 @@ def test_a_latent_cache_takes_no_other_format(bench: Bench) -> None:
     latent = write_checkpoint(bench.root / "latent", config, make_tensors(config))
     refusal = bench.export_fails("--kv-cache", "fp16", model=latent, target="aipc")
     refusal.says("--kv-cache", "expected fp32 for latent attention", "got fp16", hint="leave --kv-cache out")
+    refusal = bench.export_fails("--kv-cache", "int8", "--flavour", "native", model=latent, target="aipc")
+    refusal.says("--kv-cache", "expected fp16 in the native flavour", "got int8", hint="leave --kv-cache out")
     refusal = bench.export_fails("--attention", "sparse", model=latent)
     refusal.says("--attention sparse", "InfLLM-V2", "got minicpm3", hint="leave --attention out")
-    refusal = bench.export_fails("--flavour", "native", model=latent, target="aipc")
-    refusal.says("--flavour native", "latent attention", hint="--flavour stock")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"v_head_dim": 8}, ["v_head_dim to be a multiple of 16", "got 8"]),
+        ({"qk_rope_head_dim": 12}, ["qk_rope_head_dim to be a multiple of 8", "got 12"]),
+        ({"kv_lora_rank": 44}, ["kv_lora_rank a scale to be a multiple of 8", "got 44"]),
+    ],
+)
+def test_latent_sizes_that_the_native_kernel_lacks(
+    bench: Bench, changes: dict[str, int], words: list[str]
+) -> None:
+    config = VARIANTS["minicpm3-untied"] | changes
+    latent = write_checkpoint(bench.root / "latent", config, make_tensors(config))
+    options = ("--flavour", "native", "--weight-format", "int8")
+    bench.export_fails(*options, model=latent, target="aipc").says("native flavour", *words, hint="stock")
 
 
 def test_json_keeps_errors_on_stderr(bench: Bench) -> None:

@@ -71,14 +71,14 @@ def test_the_card_tells_what_latent_rows_save(bundles: Bundles, target: str) -> 
     card = (bundle.path / "README.md").read_text(encoding="utf-8")
     for fact in (
         "| attention | latent: 4 heads share a cached row of 56 values |",
-        "| cache | 0.4 kB a token (float32); keys and values of every head would take 1.3 kB |",
+        "| cache | 0.4 kB a token (float32); keys and values of every head would take 1.6 kB |",
         "| kv_b_proj | int8 row sym |",
     ):
         assert fact in card, fact
     cache = bundle.manifest.cache
     assert (cache["ports"], cache["kv_heads"], cache["head_dim"]) == (["key"], 1, 56)
     assert cache["token_bytes"] == 2 * 56 * 4
-    assert cache["expanded_token_bytes"] == 2 * 4 * (18 + 24) * 4
+    assert cache["expanded_token_bytes"] == 2 * 4 * (18 + 32) * 4
 
 
 def test_a_cache_of_keys_and_values(bundles: Bundles) -> None:

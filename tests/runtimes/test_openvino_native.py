@@ -15,7 +15,7 @@ from cpm_edge.runtimes.errors import BackendError, ContextError
 from cpm_edge.runtimes.session import FloatArray
 from tests.support.bundles import NATIVE, Bundles
 from tests.support.checkpoints import TERNARY, prompt
-from tests.support.packed import PACKINGS
+from tests.support.packed import LATENT_PACKINGS, PACKINGS
 
 VARIANTS = [
     "llama",
@@ -30,6 +30,8 @@ VARIANTS = [
     "moe",
     "moe-sparse",
     "fatrelu",
+    "minicpm3",
+    "minicpm3-untied",
 ]
 
 
@@ -38,7 +40,7 @@ OTHERS = ("gptq", "awq", "marlin", "qat", "gguf-q4_0", "gguf-q8_0", "gguf-tq2_0"
 
 
 def native_options(variant: str) -> dict[str, Any]:
-    if variant in (*TERNARY, *PACKINGS, *OTHERS):
+    if variant in (*TERNARY, *PACKINGS, *LATENT_PACKINGS, *OTHERS):
         return {"weight_format": "auto", "flavour": "native"}
     return NATIVE
 
@@ -89,10 +91,10 @@ def emulated(
         """A router of experts is a product in floats."""
         return (plain_linear if weight.data_ptr() in floats else quantized_linear)(x, weight, bias)
 
-    # Pairs of keys and values are rounded; states, one a layer, are not.
+    # Cached rows are rounded; states, which do not grow, are not.
     caches = [
-        tuple(part.to(cache_type) for part in cache) if len(cache) == 2 else cache
-        for cache in empty_caches(config, ids.shape[1], len(ids))
+        tuple(part.to(cache_type) for part in cache) if "key" in config.layer_caches(layer) else cache
+        for layer, cache in enumerate(empty_caches(config, ids.shape[1], len(ids)))
     ]
     with monkeypatch.context() as patch:
         patch.setattr(torch.nn.functional, "linear", linear)
@@ -117,7 +119,7 @@ def test_logits_are_those_of_the_modules_with_the_same_roundings(
     assert np.median(cosine) > 0.999
 
 
-@pytest.mark.parametrize("variant", [*TERNARY, "gptq-asym", "gptq-floats", *OTHERS])
+@pytest.mark.parametrize("variant", [*TERNARY, "gptq-asym", "gptq-floats", "minicpm3-awq", *OTHERS])
 def test_wide_logits_are_those_of_the_modules_with_the_same_roundings(
     bundles: Bundles, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,11 +136,12 @@ def test_wide_logits_are_those_of_the_modules_with_the_same_roundings(
     assert np.percentile(error, 60) < 1e-4 and error.max() < 0.1, np.percentile(error, [10, 60, 90, 100])
 
 
+@pytest.mark.parametrize("variant", ["gptq-act-order", "minicpm3-gptq"])
 def test_columns_in_another_order_meet_their_activations(
-    bundles: Bundles, monkeypatch: pytest.MonkeyPatch
+    bundles: Bundles, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blocks of 32 sorted columns are rounded differently from blocks of neighbours, no more than that."""
-    variant, ids = "gptq-act-order", bundles.prompt[:120].reshape(40, 3)
+    ids = bundles.prompt[:120].reshape(40, 3)
     expected = emulated(bundles, variant, ids, monkeypatch)
     with bundles.engine(variant, "aipc", **native_options(variant)).session() as session:
         got = []
@@ -149,7 +152,9 @@ def test_columns_in_another_order_meet_their_activations(
     assert (np.stack(got) - expected).std() / expected.std() < 0.05
 
 
-@pytest.mark.parametrize("variant", ["llama", "sparse", "ternary", "sala", "sala-dense", "moe", "fatrelu"])
+@pytest.mark.parametrize(
+    "variant", ["llama", "sparse", "ternary", "sala", "sala-dense", "moe", "fatrelu", "minicpm3"]
+)
 def test_chunks_and_decode_steps_agree_with_one_prefill(bundles: Bundles, variant: str) -> None:
     tokens = bundles.prompt
     with bundles.engine(variant, "aipc", **native_options(variant)).session() as session:
@@ -167,11 +172,12 @@ def test_chunks_and_decode_steps_agree_with_one_prefill(bundles: Bundles, varian
     assert np.median(error) < limit, np.percentile(error, [10, 50, 90, 100])
 
 
+@pytest.mark.parametrize("variant", ["sparse", "minicpm3"])
 def test_the_cache_grows_by_doubling_and_keeps_its_rows(
-    bundles: Bundles, monkeypatch: pytest.MonkeyPatch
+    bundles: Bundles, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(openvino_native, "FIRST_CAPACITY", 128)
-    with bundles.engine("sparse", "aipc", **NATIVE).session() as session:
+    with bundles.engine(variant, "aipc", **NATIVE).session() as session:
         session.forward(bundles.prompt[:120])
         before, small = session.layer_keys(1).copy(), session.cache_bytes()
         session.forward(bundles.prompt[120:140])
@@ -179,8 +185,23 @@ def test_the_cache_grows_by_doubling_and_keeps_its_rows(
         np.testing.assert_array_equal(session.layer_keys(1)[:, :120], before)
 
 
-def test_rewind_fork_and_close(bundles: Bundles) -> None:
-    engine = bundles.engine("sparse", "aipc", **NATIVE)
+@pytest.mark.parametrize("variant", ["minicpm3", *LATENT_PACKINGS])
+def test_a_latent_session_caches_one_row_a_layer_and_token(bundles: Bundles, variant: str) -> None:
+    options = native_options(variant)
+    manifest = bundles.open(variant, "aipc", **options).manifest
+    width = manifest.cache["head_dim"]
+    assert manifest.cache["ports"] == ["key"] and manifest.cache["dtype"] == "float16"
+    assert manifest.cache["token_bytes"] == 2 * width * 2
+    with bundles.engine(variant, "aipc", **options).session() as session:
+        session.forward(bundles.prompt[:130])
+        assert isinstance(session, openvino_native.OpenVinoNativeSession)
+        assert session.cache_bytes() == session.capacity * manifest.cache["token_bytes"]
+        assert session.layer_keys(1).shape == (1, 130, width)
+
+
+@pytest.mark.parametrize("variant", ["sparse", "minicpm3"])
+def test_rewind_fork_and_close(bundles: Bundles, variant: str) -> None:
+    engine = bundles.engine(variant, "aipc", **NATIVE)
     tokens = bundles.prompt
     session = engine.session()
     session.forward(tokens[:200])
@@ -226,6 +247,19 @@ def test_a_filled_cache_is_that_of_a_prefill(
                 assert pooled is not None and expected is not None
                 pooled, expected = pooled[0, :, :windows], expected[0, :, :windows]
                 np.testing.assert_allclose(pooled, expected, rtol=1e-5, atol=1e-6)
+        expected = source.forward(tokens[300:])
+        np.testing.assert_allclose(target.forward(tokens[300:]), expected, atol=1e-4 * expected.std())
+
+
+def test_a_latent_cache_is_filled_with_keys_alone(bundles: Bundles) -> None:
+    engine = native_engine(bundles, "minicpm3")
+    tokens = bundles.prompt
+    with engine.session() as source, engine.session() as target:
+        source.forward(tokens[:300])
+        with pytest.raises(ValueError, match=r"layer 0: expected keys alone, \(1, 300, 56\)"):
+            target.fill(tokens[:300], lambda layer: (source.layer_keys(layer),) * 2)
+        target.fill(tokens[:300], lambda layer: (source.layer_keys(layer),))
+        np.testing.assert_array_equal(target.layer_keys(1), source.layer_keys(1))
         expected = source.forward(tokens[300:])
         np.testing.assert_allclose(target.forward(tokens[300:]), expected, atol=1e-4 * expected.std())
 

@@ -73,7 +73,7 @@ _MINICPM3: Config = {
     "kv_lora_rank": 48,
     "qk_nope_head_dim": 10,
     "qk_rope_head_dim": 8,
-    "v_head_dim": 24,
+    "v_head_dim": 32,
 }
 
 VARIANTS: dict[str, Config] = {

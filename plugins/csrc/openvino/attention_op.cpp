@@ -1,15 +1,12 @@
 #include "openvino/ops.h"
 
 namespace cpm_openvino {
-namespace {
 
-// The CPU plugin hands int64 inputs over as int32.
 std::int64_t first_integer(const ov::Tensor& tensor) {
     if (tensor.get_element_type() == ov::element::i32) return *tensor.data<const std::int32_t>();
     return *tensor.data<const std::int64_t>();
 }
 
-}  // namespace
 void CachedAttention::validate_and_infer_types() {
     const auto& qkv = get_input_partial_shape(0);
     OPENVINO_ASSERT(qkv.rank().is_static() && qkv.size() == 3, "expected qkv of rank 3, got ", qkv);

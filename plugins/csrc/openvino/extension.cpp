@@ -24,6 +24,7 @@ std::vector<ov::Extension::Ptr> all() {
     add<cpm_openvino::LinearAdd>(extensions, "LinearAdd");
     add<cpm_openvino::CachedAttention>(extensions, "CachedAttention");
     add<cpm_openvino::RecurrentAttention>(extensions, "RecurrentAttention");
+    add<cpm_openvino::LatentAttention>(extensions, "LatentAttention");
     return extensions;
 }
 

@@ -13,6 +13,9 @@ namespace cpm_openvino {
 
 cpm_session* session_of(const ov::Tensor& handle);
 
+// The CPU plugin hands int64 inputs over as int32.
+std::int64_t first_integer(const ov::Tensor& tensor);
+
 // The attributes of a packed weight matrix.
 struct WeightAttributes {
     std::int64_t rows = 0, bits = 4, group = 32, symmetric = 1;
@@ -151,6 +154,24 @@ public:
 
 private:
     std::int64_t layer_ = 0;
+    float scale_ = 1.0f, epsilon_ = 1e-6f;
+};
+
+// The whole of latent attention between its products, on the session's cache; see kernels/latent_attention.h. Inputs:
+// query (B, T, num_heads * (nope + rope)), latent (B, T, rank + rope), latent norm (rank), cos and sin (B, T, rope / 2),
+// up-projection u8 (float scales, then int8 codes), past_length (B), session; B is 1. `layer` names the cache.
+class LatentAttention : public ov::op::Op {
+public:
+    OPENVINO_OP("LatentAttention", "cpm");
+    LatentAttention() = default;
+    void validate_and_infer_types() override;
+    bool visit_attributes(ov::AttributeVisitor& visitor) override;
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override;
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
+    bool has_evaluate() const override { return true; }
+
+private:
+    std::int64_t layer_ = 0, num_heads_ = 1, rank_ = 8, nope_size_ = 1, rope_size_ = 8, value_size_ = 16, groups_ = 1;
     float scale_ = 1.0f, epsilon_ = 1e-6f;
 };
 

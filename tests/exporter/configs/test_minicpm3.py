@@ -8,6 +8,7 @@ import pytest
 
 from cpm_edge.exporter.configs import MiniCPM3Config
 from cpm_edge.exporter.errors import ConfigError
+from cpm_edge.exporter.model_card import cache_cost
 from cpm_edge.exporter.targets.common import cache_layers
 from tests.support.checkpoints import VARIANTS
 
@@ -40,6 +41,9 @@ def test_a_token_takes_one_row_a_layer() -> None:
     assert layout["token_bytes"] == 62 * 288 * 2 == 35_712
     assert layout["expanded_token_bytes"] == 62 * 40 * (96 + 64) * 2 == 793_600
     assert cache_layers(released(), "float32")["token_bytes"] == 2 * 35_712
+    assert (
+        cache_cost(layout) == "35.7 kB a token (float16); keys and values of every head would take 793.6 kB"
+    )
 
 
 def test_longrope_is_made_for_the_rotated_columns() -> None:
@@ -54,7 +58,7 @@ def test_longrope_is_made_for_the_rotated_columns() -> None:
 
 
 def test_the_value_heads_follow_the_hidden_size_unless_told_otherwise() -> None:
-    assert read().v_head_dim == 24
+    assert read().v_head_dim == 32
     assert read(v_head_dim=None).v_head_dim == 16
 
 

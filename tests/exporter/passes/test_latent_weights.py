@@ -50,11 +50,29 @@ def test_openvino_holds_the_integers_of_the_checkpoint(bundles: Bundles, variant
     for name in NAMES:
         matrix = packed_of(variant)[name].sorted()
         kind, shape, codes = stored[f"{name}.codes"]
-        assert (kind, shape) == ("i4" if LATENT_PACKINGS[variant].symmetric else "u4", [112 + 48, 3, 32])
+        assert (kind, shape) == ("i4" if LATENT_PACKINGS[variant].symmetric else "u4", [4 * (16 + 32), 3, 32])
         flip = np.uint8(0x88 if kind == "i4" else 0)
-        np.testing.assert_array_equal(nibbles((codes ^ flip).reshape(160, -1)), matrix.codes)
+        np.testing.assert_array_equal(nibbles((codes ^ flip).reshape(192, -1)), matrix.codes)
         _, _, scales = stored[f"{name}.scales"]
-        np.testing.assert_array_equal(scales.view(np.float16).reshape(160, 3), matrix.scales)
+        np.testing.assert_array_equal(scales.view(np.float16).reshape(192, 3), matrix.scales)
+
+
+@pytest.mark.parametrize("variant", [*LATENT_PACKINGS, "minicpm3"])
+def test_the_native_flavour_holds_the_same_integers(bundles: Bundles, variant: str) -> None:
+    path = bundles.open(variant, "aipc", weight_format="auto", flavour="native").file("openvino_native.xml")
+    stored = constants(path)
+    for name in NAMES:
+        if variant in LATENT_PACKINGS:
+            matrix = packed_of(variant)[name].sorted()
+            signed = matrix.codes.astype(int) - matrix.zeros[:, matrix.g_idx]
+            scales = matrix.scales
+        else:
+            rounded = quantize_int8(tensors_of(variant)[name])
+            signed, scales = rounded.codes.astype(int) - 128, rounded.scales
+        kind, shape, raw = stored[f"{name}.up"]
+        assert (kind, shape) == ("u8", [4 * scales.size + signed.size])
+        np.testing.assert_array_equal(raw[: 4 * scales.size].view(np.float32).reshape(scales.shape), scales)
+        np.testing.assert_array_equal(raw[4 * scales.size :].view(np.int8).reshape(signed.shape), signed)
 
 
 @pytest.mark.parametrize("variant", ["minicpm3-gguf-q4_0", "minicpm3-gguf-q8_0"])

@@ -17,6 +17,7 @@ from cpm_edge.plugins.sparse_attention.cache import (
     quantize,
 )
 from cpm_edge.plugins.sparse_attention.reference import pooled_keys
+from cpm_edge.plugins.sparse_attention.spec import SparseAttentionSpec
 from tests.plugins.sparse_attention.cases import SIZE, small_spec
 
 # Magnitudes whose scales are normal float16 numbers.
@@ -83,8 +84,23 @@ def test_int8_takes_about_half_the_bytes(size: int, ratio: float) -> None:
     assert int8 / half == pytest.approx(ratio, abs=2e-3)
 
 
+def test_a_latent_cache_has_keys_alone() -> None:
+    spec = SparseAttentionSpec.latent(4, 0.25, 48)
+    rows = np.random.default_rng(0).standard_normal((1, 1, 30, 56), np.float32)
+    cache = AttentionCache.empty(spec, 1, 64, 56)
+    assert cache.value is None and cache.nbytes == 64 * 56 * 2
+    cache.write(5, rows, None, spec.kernel_size)
+    grown = cache.resized(spec, 128)
+    np.testing.assert_array_equal(grown.keys(5, 35), rows.astype(np.float16))
+    assert not grown.c_struct(0).value
+    with pytest.raises(ValueError, match="a latent cache has no values beside its keys"):
+        grown.values(0, 5)
+    with pytest.raises(ValueError, match="cache type: expected float16, got int8"):
+        AttentionCache.empty(spec, 1, 64, 56, "int8")
+
+
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="cache type: expected one of float16, int8, got float32"):
+    with pytest.raises(ValueError, match="cache type: expected float16 or int8, got float32"):
         AttentionCache.empty(small_spec(), 1, 32, SIZE, "float32")
     with pytest.raises(ValueError, match="multiple of 16, got 40"):
         AttentionCache.empty(small_spec(), 1, 40, SIZE)

@@ -164,11 +164,11 @@ def test_rows_of_a_batch_keep_their_own_lengths() -> None:
     cases = [make_case(spec, 9, past, SIZE) for past in (40, 101)]
     capacity = rounded(110, spec)
     cache = AttentionCache.empty(spec, 2, capacity, SIZE)
-    assert cache.pooled is not None
     for b, case in enumerate(cases):
         own = case.cache()
-        assert own.pooled is not None
-        for target, source in ((cache.key, own.key), (cache.value, own.value), (cache.pooled, own.pooled)):
+        pairs = ((cache.key, own.key), (cache.value, own.value), (cache.pooled, own.pooled))
+        for target, source in pairs:
+            assert target is not None and source is not None
             target[b, :, : source.shape[2]] = source[0]
     query, key, value = (
         np.concatenate([getattr(case.rows, name) for case in cases]) for name in ("query", "key", "value")
