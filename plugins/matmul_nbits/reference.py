@@ -59,12 +59,14 @@ def _blocks(shape: NBitsShape, codes: Bytes) -> Bytes:
     return packed.reshape(shape.panels, shape.groups, -1)
 
 
-def quantize_activations(x: Floats) -> tuple[npt.NDArray[np.int8], Floats, npt.NDArray[np.int32]]:
+def quantize_activations(
+    x: Floats, block: int = BLOCK
+) -> tuple[npt.NDArray[np.int8], Floats, npt.NDArray[np.int32]]:
     """int8 codes (m, padded cols), scales and code sums (m, blocks) of activations (m, cols)."""
     m, cols = x.shape
-    padded = np.zeros((m, -(-cols // BLOCK) * BLOCK), np.float32)
+    padded = np.zeros((m, -(-cols // block) * block), np.float32)
     padded[:, :cols] = x
-    blocks = padded.reshape(m, -1, BLOCK)
+    blocks = padded.reshape(m, -1, block)
     peak = np.abs(blocks).max(2)
     counts = peak > SMALLEST_PEAK
     inverse = np.where(counts, np.float32(127) / np.where(counts, peak, np.float32(1)), np.float32(0))
@@ -72,11 +74,16 @@ def quantize_activations(x: Floats) -> tuple[npt.NDArray[np.int8], Floats, npt.N
     return codes.reshape(m, -1), peak / np.float32(127), codes.sum(2, dtype=np.int32)
 
 
+def restored_activations(x: Floats, block: int = BLOCK) -> npt.NDArray[np.float64]:
+    """What is left of activations (m, cols) after ``quantize_activations``."""
+    codes, scales, _ = quantize_activations(x, block)
+    blocks = codes.reshape(*scales.shape, block).astype(np.float64) * scales[:, :, None]
+    return blocks.reshape(len(x), -1)[:, : x.shape[1]]
+
+
 def matmul(
     shape: NBitsShape, codes: Bytes, scales: npt.NDArray[np.float16], zeros: Bytes | None, x: Floats
 ) -> npt.NDArray[np.float64]:
     """The product with quantized activations in float64: what float32 kernels may round from."""
-    x_codes, x_scales, _ = quantize_activations(x)
-    restored = x_codes.reshape(*x_scales.shape, BLOCK).astype(np.float64) * x_scales[:, :, None]
-    restored = restored.reshape(len(x), -1)[:, : shape.cols]
+    restored = restored_activations(x, shape.activation_block)
     return restored @ dequantize(shape, codes, scales, zeros).astype(np.float64).T

@@ -3,8 +3,9 @@
     y[m, n] = sum over k of x[m, k] * (code[n, k] - zero[n, k / group]) * scale[n, k / group]
 
 Bits 4 (zero 8, or one of 0..15 per group), bits 2 (ternary: codes 0, 1, 2 with zero 1) and bits 8 (zero 128).
-The native kernels quantize x to int8 in blocks of 32 columns (scale = max |x| / 127), sum integers exactly
-and scale in float32. Panels are described in csrc/kernels/matmul_nbits.h.
+The native kernels quantize x to int8 in blocks of 32 columns (scale = max |x| / 127; 128 beside bits 2
+with groups of 128 or a multiple), sum integers exactly and scale in float32. Panels are described in
+csrc/kernels/matmul_nbits.h.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 
 PANEL_ROWS = 8
 BLOCK = 32
+WIDE_BLOCK = 128
 SMALLEST_PEAK = 2.0**-120  # blocks of activations below it count as zero
 
 
@@ -47,6 +49,11 @@ class NBitsShape:
     def zero(self) -> int:
         """The fixed zero point of symmetric weights."""
         return {2: 1, 4: 8, 8: 128}[self.bits]
+
+    @property
+    def activation_block(self) -> int:
+        """Columns of activations that share a scale."""
+        return WIDE_BLOCK if self.bits == 2 and self.group_cols % WIDE_BLOCK == 0 else BLOCK
 
     @property
     def padded_cols(self) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from cpm_edge.plugins.matmul_nbits.reference import quantize_activations
-from cpm_edge.plugins.matmul_nbits.spec import NBitsShape
+from cpm_edge.plugins.matmul_nbits.reference import restored_activations
+from cpm_edge.plugins.matmul_nbits.spec import BLOCK, NBitsShape
 from cpm_edge.plugins.sparse_mlp.spec import CHUNK_ROWS, SLICE_ROWS, slice_count
 
 Bytes = npt.NDArray[np.uint8]
@@ -57,16 +57,13 @@ def _column(shape: NBitsShape, codes: Bytes, rows: range, column: int) -> bytes:
 
 
 def sparse_mlp(
-    x: Floats, gate: Floats, up: Floats, down: Floats, threshold: float
+    x: Floats, gate: Floats, up: Floats, down: Floats, threshold: float, block: int = BLOCK
 ) -> npt.NDArray[np.float64]:
-    """W_down (g * W_up x) for x (m, H) and dequantized weights, with the kernels' int8 activations."""
-    seen = _restored(x)
+    """W_down (g * W_up x) for x (m, H) and dequantized weights, with the kernels' int8 activations.
+
+    ``block`` columns of activations share a scale.
+    """
+    seen = restored_activations(x, block)
     gates = (seen @ gate.T.astype(np.float64)).astype(np.float32)
     inner = np.where(gates > np.float32(threshold), gates * (seen @ up.T.astype(np.float64)), 0)
-    return np.asarray(_restored(inner.astype(np.float32)) @ down.T.astype(np.float64))
-
-
-def _restored(x: Floats) -> npt.NDArray[np.float64]:
-    codes, scales, _ = quantize_activations(x)
-    blocks = codes.reshape(*scales.shape, -1).astype(np.float64) * scales[:, :, None]
-    return blocks.reshape(len(x), -1)[:, : x.shape[1]]
+    return np.asarray(restored_activations(inner.astype(np.float32), block) @ down.T.astype(np.float64))

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from cpm_edge.exporter.eager import build_model, empty_caches, load_weights
-from cpm_edge.plugins.matmul_nbits.reference import quantize_activations
-from cpm_edge.plugins.matmul_nbits.spec import BLOCK
+from cpm_edge.exporter.weights import ModelWeights
+from cpm_edge.plugins.matmul_nbits.reference import restored_activations
+from cpm_edge.plugins.matmul_nbits.spec import BLOCK, NBitsShape
 from cpm_edge.runtimes import openvino_native
 from cpm_edge.runtimes.errors import BackendError, ContextError
 from cpm_edge.runtimes.session import FloatArray
@@ -51,13 +52,30 @@ def native_engine(bundles: Bundles, variant: str) -> openvino_native.OpenVinoNat
     return engine
 
 
-def quantized_linear(x: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch.Tensor:
-    """What the kernels compute: int8 activations in blocks of 32."""
-    rows = x.reshape(-1, x.shape[-1]).numpy()
-    codes, scales, _ = quantize_activations(rows)
-    restored = codes.reshape(*scales.shape, BLOCK) * scales[:, :, None]
-    restored = restored.reshape(len(rows), -1)[:, : rows.shape[1]]
-    return torch.from_numpy(restored.astype(np.float32)).reshape(x.shape) @ weight.T
+# Matrices that one product reads: their smallest group holds for all.
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
+
+def activation_blocks(model: torch.nn.Module, weights: ModelWeights) -> dict[int, int]:
+    """By the address of a matrix: columns of activations that share a scale, 0 for a product in floats."""
+
+    def shape(name: str) -> NBitsShape:
+        scheme = weights.scheme(name)
+        return NBitsShape(*weights.shapes[name], scheme.bits, scheme.group_size or 0)
+
+    blocks = {}
+    for name, parameter in model.named_parameters():
+        if name not in weights.shapes or parameter.ndim != 2:
+            continue
+        module, _, end = name.removesuffix(".weight").rpartition(".")
+        fused = next((names for names in FUSED if end in names), (end,))
+        if weights.scheme(name).format.is_float:
+            blocks[parameter.data_ptr()] = 0
+        else:
+            blocks[parameter.data_ptr()] = min(
+                shape(f"{module}.{other}.weight".removeprefix(".")).activation_block for other in fused
+            )
+    return blocks
 
 
 @torch.no_grad()
@@ -80,16 +98,16 @@ def emulated(
         )
         load_weights(model, "", weights.dequantized, plan.config.tie_word_embeddings)
         config = plan.config
-        floats = {
-            parameter.data_ptr()
-            for name, parameter in model.named_parameters()
-            if name in weights.shapes and parameter.ndim == 2 and weights.scheme(name).format.is_float
-        }
+        blocks = activation_blocks(model, weights)
     plain_linear = torch.nn.functional.linear
 
     def linear(x: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch.Tensor:
-        """A router of experts is a product in floats."""
-        return (plain_linear if weight.data_ptr() in floats else quantized_linear)(x, weight, bias)
+        """What the kernels compute: int8 activations. A router of experts is a product in floats."""
+        block = blocks.get(weight.data_ptr(), BLOCK)  # a head that is the embedding has no entry
+        if block == 0:
+            return plain_linear(x, weight, bias)
+        rows = restored_activations(x.reshape(-1, x.shape[-1]).numpy(), block).astype(np.float32)
+        return torch.from_numpy(rows).reshape(x.shape) @ weight.T
 
     # Cached rows are rounded; states, which do not grow, are not.
     caches = [

@@ -41,22 +41,22 @@ struct Scratch {
 
 Activations quantize_rows(ThreadPool& pool, const NBitsKernels& kernels, const NBitsShape& shape, const float* x,
                           std::int64_t m, Scratch& scratch) {
-    const std::int64_t blocks = shape.padded_cols() / kBlock;
-    scratch.codes.resize(std::size_t(m * blocks * kBlock));
+    const int block = shape.block();
+    const std::int64_t blocks = shape.padded_cols() / block;
+    scratch.codes.resize(std::size_t(m * blocks * block));
     scratch.scales.resize(std::size_t(m * blocks));
     scratch.offsets.resize(std::size_t(m * blocks));
     auto row = [&](std::size_t task, int) {
         const auto i = std::int64_t(task), first = i / kMaxTileRows * kMaxTileRows;
         const std::int64_t at = first * blocks + i - first;
-        kernels.quantize(x + i * shape.cols, shape.cols, int(std::min<std::int64_t>(kMaxTileRows, m - first)),
-                         shape.offset_factor(), scratch.codes.data() + at * kBlock, scratch.scales.data() + at,
-                         scratch.offsets.data() + at);
+        kernels.quantize(shape, x + i * shape.cols, int(std::min<std::int64_t>(kMaxTileRows, m - first)),
+                         scratch.codes.data() + at * block, scratch.scales.data() + at, scratch.offsets.data() + at);
     };
     if (m < kSerialQuantize)
         for (std::int64_t i = 0; i < m; ++i) row(std::size_t(i), 0);
     else
         pool.run(std::size_t(m), row);
-    return {scratch.codes.data(), scratch.scales.data(), scratch.offsets.data(), blocks};
+    return {scratch.codes.data(), scratch.scales.data(), scratch.offsets.data(), blocks, block};
 }
 
 const NBitsKernels::PanelDot* panel_dots(const NBitsKernels& kernels, const NBitsShape& shape) {

@@ -1,4 +1,5 @@
-// y = x . dequantize(w)^T for weights of 2, 4 or 8 bits, activations quantized to int8 in blocks of 32.
+// y = x . dequantize(w)^T for weights of 2, 4 or 8 bits, activations quantized to int8 in blocks of 32, or of 128 where
+// 2-bit weights share a scale for as many columns.
 //
 // Weights are packed into panels of 8 rows, read from front to back exactly once per use. A panel is, for each
 // group of columns: 8 float16 scales, for asymmetric weights 8 zero points, then the codes in blocks of 32
@@ -18,7 +19,8 @@
 namespace cpm {
 
 constexpr int kPanelRows = 8;
-constexpr int kBlock = 32;      // columns that share an activation scale
+constexpr int kBlock = 32;       // columns of a run of codes
+constexpr int kWideBlock = 128;  // a whole number of them
 constexpr int kMaxTileRows = 6;  // activation rows that one call of a panel kernel takes
 
 // Activations below this count as zero: 127 / peak must stay a finite float.
@@ -32,6 +34,8 @@ struct NBitsShape {
 
     std::int64_t padded_cols() const { return (cols + kBlock - 1) / kBlock * kBlock; }
     std::int64_t group_cols() const { return group ? group : padded_cols(); }
+    // Columns that share an activation scale.
+    int block() const { return bits == 2 && group_cols() % kWideBlock == 0 ? kWideBlock : kBlock; }
     std::int64_t groups() const { return padded_cols() / group_cols(); }
     std::int64_t panels() const { return (rows + kPanelRows - 1) / kPanelRows; }
     std::int64_t group_bytes() const {
@@ -48,14 +52,15 @@ struct NBitsShape {
 // Activation rows in int8: scale = max |x| / 127 of each block. Rows lie in tiles of up to kMaxTileRows, block by
 // block: of each block the codes of every row of the tile, so that a kernel reads one stream.
 struct Activations {
-    const std::int8_t* codes;     // a tile: (blocks, rows of the tile, 32)
+    const std::int8_t* codes;     // a tile: (blocks, rows of the tile, columns of a block)
     const float* scales;          // a tile: (blocks, rows of the tile)
     const std::int32_t* offsets;  // likewise: the sums of the codes, times the zero code of symmetric weights
     std::int64_t blocks;          // of a row
+    int block;                    // columns of each
 
     // The same from a row on that begins a tile.
     Activations from(std::int64_t row) const {
-        return {codes + row * blocks * kBlock, scales + row * blocks, offsets + row * blocks, blocks};
+        return {codes + row * blocks * block, scales + row * blocks, offsets + row * blocks, blocks, block};
     }
 };
 
@@ -89,9 +94,9 @@ struct NBitsKernels {
     // out (tile, 8): one panel times a tile of activation rows; indexed by rows - 1.
     using PanelDot = void (*)(const NBitsShape&, const std::uint8_t* panel, const Activations& tile, float* out);
     PanelDot dot4[kMaxTileRows], dot4_zeros[kMaxTileRows], dot2[kMaxTileRows], dot8[kMaxTileRows];
-    // One row of x (cols), filled up to whole blocks. Neighbouring blocks are `rows` apart in the tile; offsets are
-    // the sums of the codes times `zero`.
-    void (*quantize)(const float* x, std::int64_t cols, int rows, int zero, std::int8_t* codes, float* scales,
+    // One row of x, filled up to whole blocks, for weights of this shape. Neighbouring blocks are `rows` apart in the
+    // tile; offsets are the sums of the codes times the zero code.
+    void (*quantize)(const NBitsShape&, const float* x, int rows, std::int8_t* codes, float* scales,
                      std::int32_t* offsets);
     // out = silu(gate) * up over n values; in place on gate.
     void (*silu_mul)(float* gate, const float* up, std::int64_t n);

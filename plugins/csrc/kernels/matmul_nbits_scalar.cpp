@@ -11,16 +11,17 @@ namespace cpm {
 namespace {
 
 template <int Bits>
-int code_of(const std::uint8_t* block, int row, int col) {
+int code_of(const std::uint8_t* codes, int row, int col) {
     constexpr int steps = 8 / Bits;
     const int quad = col / 4;
-    const int byte = block[quad / steps * 32 + 4 * row + col % 4];
+    const int byte = codes[quad / steps * 32 + 4 * row + col % 4];
     return (byte >> (Bits * (quad % steps))) & ((1 << Bits) - 1);
 }
 
 template <int Bits, bool Zeros, int Tile>
 void panel_dot(const NBitsShape& shape, const std::uint8_t* panel, const Activations& tile, float* out) {
-    const std::int64_t blocks = shape.group_cols() / kBlock;
+    const int width = shape.block();
+    const std::int64_t blocks = shape.group_cols() / width;
     for (int i = 0; i < Tile * kPanelRows; ++i) out[i] = 0.0f;
     std::int64_t block = 0;
     for (std::int64_t g = 0; g < shape.groups(); ++g, block += blocks) {
@@ -31,11 +32,11 @@ void panel_dot(const NBitsShape& shape, const std::uint8_t* panel, const Activat
             for (int r = 0; r < kPanelRows; ++r) {
                 float sum = 0.0f;
                 for (std::int64_t b = 0; b < blocks; ++b) {
-                    const std::uint8_t* codes = panel + b * kPanelRows * kBlock * Bits / 8;
+                    const std::uint8_t* codes = panel + b * kPanelRows * width * Bits / 8;
                     const std::int64_t at = (block + b) * Tile + t;
-                    const std::int8_t* x = tile.codes + at * kBlock;
+                    const std::int8_t* x = tile.codes + at * width;
                     std::int32_t dot = 0;
-                    for (int k = 0; k < kBlock; ++k) dot += (code_of<Bits>(codes, r, k) - (Bits == 8 ? 128 : 0)) * x[k];
+                    for (int k = 0; k < width; ++k) dot += (code_of<Bits>(codes, r, k) - (Bits == 8 ? 128 : 0)) * x[k];
                     float value;
                     if (Zeros)
                         value = std::fma(-float(zeros[r]), float(tile.offsets[at]), float(dot));
@@ -48,26 +49,27 @@ void panel_dot(const NBitsShape& shape, const std::uint8_t* panel, const Activat
                 float& total = out[t * kPanelRows + r];
                 total = std::fma(sum, half_to_float(half), total);
             }
-        panel += blocks * kPanelRows * kBlock * Bits / 8;
+        panel += blocks * kPanelRows * width * Bits / 8;
     }
 }
 
-void quantize(const float* x, std::int64_t cols, int rows, int zero, std::int8_t* codes, float* scales,
+void quantize(const NBitsShape& shape, const float* x, int rows, std::int8_t* codes, float* scales,
               std::int32_t* offsets) {
-    for (std::int64_t start = 0; start < cols; start += kBlock) {
-        const std::int64_t count = std::min<std::int64_t>(kBlock, cols - start);
+    const int width = shape.block();
+    for (std::int64_t start = 0; start < shape.cols; start += width) {
+        const std::int64_t count = std::min<std::int64_t>(width, shape.cols - start);
         float peak = 0.0f;
         for (std::int64_t i = 0; i < count; ++i) peak = std::max(peak, std::fabs(x[start + i]));
         const float inverse = peak > kSmallestPeak ? 127.0f / peak : 0.0f;
         std::int32_t sum = 0;
-        for (std::int64_t i = 0; i < kBlock; ++i) {
+        for (std::int64_t i = 0; i < width; ++i) {
             const float value = i < count ? std::nearbyint(x[start + i] * inverse) : 0.0f;
             codes[i] = std::int8_t(value);
             sum += std::int32_t(value);
         }
         *scales = peak / 127.0f;
-        *offsets = zero * sum;
-        codes += rows * kBlock;
+        *offsets = shape.offset_factor() * sum;
+        codes += rows * width;
         scales += rows;
         offsets += rows;
     }

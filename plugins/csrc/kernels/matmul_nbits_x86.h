@@ -43,8 +43,33 @@ inline void prefetch(const std::uint8_t* p) {
     for (int i = 0; i < Bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(p + i), _MM_HINT_T0);
 }
 
-// The integer dot products of one block of 32 columns with the Tile rows of x (Tile, 32): int32 lanes, one a row.
-template <int Bits, int Tile>
+// Codes left where they are, two bits up, are four times as large: one shift serves four columns.
+template <int Block>
+inline __m256i two_bit_dot(const std::uint8_t* codes, const std::int8_t* x) {
+    constexpr int vectors = Block / 16, run = vectors < 4 ? vectors : 4;  // longer sums could overflow 16 bits
+    const __m256i low = _mm256_set1_epi8(3), high = _mm256_set1_epi8(12);
+    typename Dot::Sum sum = Dot::zero();
+    __m256i fourfold = _mm256_setzero_si256();
+    CPM_UNROLL
+    for (int first = 0; first < vectors; first += run) {
+        typename Dot::Sum large = Dot::zero();
+        CPM_UNROLL
+        for (int i = 0; i < run; ++i) {
+            const int v = first + i;
+            const __m256i packed = load(codes + 32 * v), shifted = _mm256_srli_epi16(packed, 4);
+            const std::int8_t* quads = x + 16 * v;
+            sum = Dot::add(sum, _mm256_and_si256(packed, low), four(quads));
+            large = Dot::add(large, _mm256_and_si256(packed, high), four(quads + 4));
+            sum = Dot::add(sum, _mm256_and_si256(shifted, low), four(quads + 8));
+            large = Dot::add(large, _mm256_and_si256(shifted, high), four(quads + 12));
+        }
+        fourfold = _mm256_add_epi32(fourfold, Dot::lanes(large));
+    }
+    return _mm256_add_epi32(Dot::lanes(sum), _mm256_srai_epi32(fourfold, 2));
+}
+
+// The integer dot products of one block of columns with the Tile rows of x (Tile, Block): int32 lanes, one a row.
+template <int Bits, int Tile, int Block>
 inline void block_dot(const std::uint8_t* codes, const std::int8_t* x, __m256i* out) {
     if constexpr (Bits == 8) {
         // |w| times sign(w) x: products of two bytes would overflow the 16 bits of unsigned times signed.
@@ -55,25 +80,27 @@ inline void block_dot(const std::uint8_t* codes, const std::int8_t* x, __m256i* 
             const __m256i w = _mm256_xor_si256(load(codes + 32 * v), offset), magnitude = _mm256_abs_epi8(w);
             CPM_UNROLL
             for (int t = 0; t < Tile; ++t) {
-                const __m256i signed_x = _mm256_sign_epi8(four(x + t * kBlock + 4 * v), w);
+                const __m256i signed_x = _mm256_sign_epi8(four(x + t * Block + 4 * v), w);
                 out[t] = _mm256_add_epi32(out[t], _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, signed_x), ones));
                 if constexpr (Tile > 1) CPM_PIN(out[t]);
             }
         }
+    } else if constexpr (Bits == 2 && Tile == 1) {
+        out[0] = two_bit_dot<Block>(codes, x);
     } else {
         constexpr int steps = 8 / Bits;
         const __m256i mask = _mm256_set1_epi8(Bits == 4 ? 15 : 3);
         typename Dot::Sum sums[Tile];
         for (int t = 0; t < Tile; ++t) sums[t] = Dot::zero();
         CPM_UNROLL
-        for (int v = 0; v < Bits; ++v) {
+        for (int v = 0; v < Bits * Block / kBlock; ++v) {
             const __m256i packed = load(codes + 32 * v);
             CPM_UNROLL
             for (int s = 0; s < steps; ++s) {
                 const __m256i w = _mm256_and_si256(s ? _mm256_srli_epi16(packed, Bits * s) : packed, mask);
                 CPM_UNROLL
                 for (int t = 0; t < Tile; ++t) {
-                    sums[t] = Dot::add(sums[t], w, four(x + t * kBlock + 4 * (v * steps + s)));
+                    sums[t] = Dot::add(sums[t], w, four(x + t * Block + 4 * (v * steps + s)));
                     if constexpr (Tile > 1) CPM_PIN(sums[t]);
                 }
             }
@@ -83,10 +110,10 @@ inline void block_dot(const std::uint8_t* codes, const std::int8_t* x, __m256i* 
 }
 
 // Single: a group is one block, and its sum needs no register of its own.
-template <int Bits, bool Zeros, int Tile, bool Single>
+template <int Bits, bool Zeros, int Tile, int Block, bool Single>
 inline void panel_dot(const NBitsShape& shape, const std::uint8_t* panel, const Activations& tile, float* out) {
-    const std::int64_t blocks = Single ? 1 : shape.group_cols() / kBlock, groups = shape.groups();
-    constexpr int block_bytes = kPanelRows * kBlock * Bits / 8;
+    const std::int64_t blocks = Single ? 1 : shape.group_cols() / Block, groups = shape.groups();
+    constexpr int block_bytes = kPanelRows * Block * Bits / 8;
     const std::int8_t* x = tile.codes;
     const float* x_scales = tile.scales;
     const std::int32_t* offsets = tile.offsets;
@@ -108,7 +135,7 @@ inline void panel_dot(const NBitsShape& shape, const std::uint8_t* panel, const 
             // A larger tile finds the panel in the cache.
             if constexpr (Tile == 1) prefetch<block_bytes>(panel + kAhead);
             __m256i dot[Tile];
-            block_dot<Bits, Tile>(panel, x, dot);
+            block_dot<Bits, Tile, Block>(panel, x, dot);
             CPM_UNROLL
             for (int t = 0; t < Tile; ++t) {
                 const __m256i offset = _mm256_set1_epi32(offsets[t]);
@@ -123,7 +150,7 @@ inline void panel_dot(const NBitsShape& shape, const std::uint8_t* panel, const 
                 else
                     sum[t] = _mm256_fmadd_ps(value, x_scale, sum[t]);
             }
-            x += Tile * kBlock;
+            x += Tile * Block;
             x_scales += Tile;
             offsets += Tile;
         }
@@ -133,12 +160,19 @@ inline void panel_dot(const NBitsShape& shape, const std::uint8_t* panel, const 
     for (int t = 0; t < Tile; ++t) _mm256_storeu_ps(out + t * kPanelRows, total[t]);
 }
 
+template <int Bits, bool Zeros, int Tile, int Block>
+inline void panel_dot(const NBitsShape& shape, const std::uint8_t* panel, const Activations& tile, float* out) {
+    if (shape.group_cols() == Block)
+        panel_dot<Bits, Zeros, Tile, Block, true>(shape, panel, tile, out);
+    else
+        panel_dot<Bits, Zeros, Tile, Block, false>(shape, panel, tile, out);
+}
+
 template <int Bits, bool Zeros, int Tile>
 void panel_dot(const NBitsShape& shape, const std::uint8_t* panel, const Activations& tile, float* out) {
-    if (shape.group_cols() == kBlock)
-        panel_dot<Bits, Zeros, Tile, true>(shape, panel, tile, out);
-    else
-        panel_dot<Bits, Zeros, Tile, false>(shape, panel, tile, out);
+    if constexpr (Bits == 2)
+        if (shape.block() == kWideBlock) return panel_dot<Bits, Zeros, Tile, kWideBlock>(shape, panel, tile, out);
+    panel_dot<Bits, Zeros, Tile, kBlock>(shape, panel, tile, out);
 }
 
 inline float largest(__m256 v) {
@@ -147,44 +181,57 @@ inline float largest(__m256 v) {
     return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
 }
 
-// One full block of 32 values.
+// One full block of Block values.
+template <int Block>
 inline void quantize_block(const float* x, std::int8_t* codes, float* scale, std::int32_t* sum) {
     const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
-    __m256 v[4], peak = _mm256_setzero_ps();
-    for (int i = 0; i < 4; ++i) {
-        v[i] = _mm256_loadu_ps(x + 8 * i);
-        peak = _mm256_max_ps(_mm256_and_ps(v[i], magnitude), peak);
-    }
+    __m256 peak = _mm256_setzero_ps();
+    CPM_UNROLL
+    for (int i = 0; i < Block; i += 8) peak = _mm256_max_ps(_mm256_and_ps(_mm256_loadu_ps(x + i), magnitude), peak);
     const float top = largest(peak);
     const __m256 inverse = _mm256_set1_ps(top > kSmallestPeak ? 127.0f / top : 0.0f);
-    __m256i q[4];
-    for (int i = 0; i < 4; ++i) q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
-    const __m256i total = _mm256_add_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3]));
+    __m256i total = _mm256_setzero_si256();
+    for (int start = 0; start < Block; start += 32) {
+        __m256i q[4];
+        for (int i = 0; i < 4; ++i) {
+            q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + start + 8 * i), inverse));
+            total = _mm256_add_epi32(total, q[i]);
+        }
+        const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+        const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + start), _mm256_permutevar8x32_epi32(bytes, order));
+    }
     __m128i half = _mm_add_epi32(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
     half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
     half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1));
     *sum = _mm_cvtsi128_si32(half);
     *scale = top / 127.0f;
-    const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes), _mm256_permutevar8x32_epi32(bytes, order));
 }
 
-inline void quantize(const float* x, std::int64_t cols, int rows, int zero, std::int8_t* codes, float* scales,
+template <int Block>
+inline void quantize(const NBitsShape& shape, const float* x, int rows, std::int8_t* codes, float* scales,
                      std::int32_t* offsets) {
-    for (std::int64_t start = 0; start < cols; start += kBlock) {
-        float rest[kBlock] = {};
+    for (std::int64_t start = 0; start < shape.cols; start += Block) {
+        float rest[Block] = {};
         const float* block = x + start;
-        if (cols - start < kBlock) {
-            std::memcpy(rest, block, std::size_t(cols - start) * sizeof(float));
+        if (shape.cols - start < Block) {
+            std::memcpy(rest, block, std::size_t(shape.cols - start) * sizeof(float));
             block = rest;
         }
-        quantize_block(block, codes, scales, offsets);
-        *offsets *= zero;
-        codes += rows * kBlock;
+        quantize_block<Block>(block, codes, scales, offsets);
+        *offsets *= shape.offset_factor();
+        codes += rows * Block;
         scales += rows;
         offsets += rows;
     }
+}
+
+inline void quantize(const NBitsShape& shape, const float* x, int rows, std::int8_t* codes, float* scales,
+                     std::int32_t* offsets) {
+    if (shape.block() == kWideBlock)
+        quantize<kWideBlock>(shape, x, rows, codes, scales, offsets);
+    else
+        quantize<kBlock>(shape, x, rows, codes, scales, offsets);
 }
 
 // n is a multiple of 8.

@@ -25,13 +25,13 @@ const NBitsKernels::PanelDot* single_dots(const NBitsKernels& kernels, const NBi
 
 // One row in int8, as matmul_nbits has it.
 Activations quantized(const NBitsKernels& kernels, const NBitsShape& shape, const float* x, Memory& memory) {
-    const std::int64_t blocks = shape.padded_cols() / kBlock;
-    memory.codes.resize(std::size_t(blocks * kBlock));
+    const int block = shape.block();
+    const std::int64_t blocks = shape.padded_cols() / block;
+    memory.codes.resize(std::size_t(blocks * block));
     memory.scales.resize(std::size_t(blocks));
     memory.offsets.resize(std::size_t(blocks));
-    kernels.quantize(x, shape.cols, 1, shape.offset_factor(), memory.codes.data(), memory.scales.data(),
-                     memory.offsets.data());
-    return {memory.codes.data(), memory.scales.data(), memory.offsets.data(), blocks};
+    kernels.quantize(shape, x, 1, memory.codes.data(), memory.scales.data(), memory.offsets.data());
+    return {memory.codes.data(), memory.scales.data(), memory.offsets.data(), blocks, block};
 }
 
 // inner[i] = gate[i] * (W_up x)[i] for the neurons, eight of which are made into a panel at a time.
@@ -70,7 +70,7 @@ std::int64_t active_columns(ThreadPool& pool, Isa isa, const SparseMlp& mlp, std
     memory.first.resize(std::size_t(acts.blocks + 1));
     std::int32_t at = 0;
     for (std::int64_t block = 0; block <= acts.blocks; ++block) {
-        while (at < active && memory.neurons[std::size_t(at)] < block * kBlock) ++at;
+        while (at < active && memory.neurons[std::size_t(at)] < block * acts.block) ++at;
         memory.first[std::size_t(block)] = at;
     }
     const ActiveColumns x{memory.neurons.data(), memory.first.data(), acts.codes, acts.scales, acts.offsets};
@@ -82,7 +82,7 @@ std::int64_t active_columns(ThreadPool& pool, Isa isa, const SparseMlp& mlp, std
         for (std::int64_t i = 0; i < std::min(kSliceRows, shape.rows - start); ++i)
             y[start + i] = residual[start + i] + scale * out[i];
     });
-    const std::int64_t blocks = shape.group_cols() / kBlock;
+    const std::int64_t blocks = shape.group_cols() / acts.block;
     std::int64_t groups = 0;
     for (std::int64_t g = 0; g < shape.groups(); ++g) groups += x.first[g * blocks] != x.first[(g + 1) * blocks];
     return slices(shape) * (groups * slice_header_bytes(shape) + active * column_bytes(shape));

@@ -59,7 +59,7 @@ void sparse_mlp(ThreadPool& pool, Isa isa, const SparseMlp& mlp, const float* x,
 // One row of activations whose codes are mostly 0.
 struct ActiveColumns {
     const std::int32_t* columns;  // those that are not, ascending
-    const std::int32_t* first;    // (blocks + 1): where each block of 32 columns begins among them
+    const std::int32_t* first;    // (blocks + 1): where each block of activations begins among them
     const std::int8_t* codes;     // all, as Activations has a single row
     const float* scales;
     const std::int32_t* offsets;

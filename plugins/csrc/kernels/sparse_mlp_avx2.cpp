@@ -145,7 +145,7 @@ struct Quad {
     __m256i factors;
 };
 
-// At most eight.
+// At most a quarter of the block's columns.
 inline int quads_of(const ActiveColumns& x, std::int64_t block, const std::uint8_t* codes, std::int64_t size,
                     std::int64_t first, Quad* quads) {
     int count = 0;
@@ -166,7 +166,8 @@ inline int quads_of(const ActiveColumns& x, std::int64_t block, const std::uint8
 }
 
 // Integer dot products of a block's active columns with the 64 rows that begin `at` bytes into them: int32 lanes in the
-// order of `unpack_quad`. Sums of 4 bits stay within 16 bits: 8 times 2 * 15 * 127 at most.
+// order of `unpack_quad`. Sums of 4 bits in 32 columns stay within 16 bits, 8 times 2 * 15 * 127
+// at most, and so do those of 2 bits in 128.
 template <int Bits>
 inline void block_dot(const Quad* quads, int count, std::int64_t at, __m256i out[kVectors]) {
     const __m256i ones = _mm256_set1_epi16(1), flip = _mm256_set1_epi8(char(0x80));
@@ -211,7 +212,7 @@ inline __m256 minus_zeros_of(const std::uint8_t* zeros, int row) {
 // Single: a group is one block, and its sum needs no memory of its own.
 template <int Bits, bool Zeros, bool Single>
 void slice_dot(const NBitsShape& s, const std::uint8_t* slice, const ActiveColumns& x, float* out) {
-    const std::int64_t blocks = s.group_cols() / kBlock, header = slice_header_bytes(s), size = column_bytes(s);
+    const std::int64_t blocks = s.group_cols() / s.block(), header = slice_header_bytes(s), size = column_bytes(s);
     constexpr int kAll = int(kSliceRows) / 8;
     __m256 total[kAll], sum[kAll];
     for (auto& vector : total) vector = _mm256_setzero_ps();
@@ -220,7 +221,7 @@ void slice_dot(const NBitsShape& s, const std::uint8_t* slice, const ActiveColum
         if constexpr (!Single)
             for (auto& vector : sum) vector = _mm256_setzero_ps();
         for (std::int64_t b = g * blocks; b < (g + 1) * blocks; ++b) {
-            Quad quads[kBlock / 4];
+            Quad quads[kWideBlock / 4];
             const int count = quads_of(x, b, slice + header, size, g * s.group_cols(), quads);
             if (count == 0) continue;
             const __m256i offset = _mm256_set1_epi32(x.offsets[b]);
@@ -261,7 +262,7 @@ void slice_dot(const NBitsShape& s, const std::uint8_t* slice, const ActiveColum
 
 template <int Bits, bool Zeros>
 void slice_dot(const NBitsShape& s, const std::uint8_t* slice, const ActiveColumns& x, float* out) {
-    if (s.group_cols() == kBlock)
+    if (s.group_cols() == s.block())
         slice_dot<Bits, Zeros, true>(s, slice, x, out);
     else
         slice_dot<Bits, Zeros, false>(s, slice, x, out);

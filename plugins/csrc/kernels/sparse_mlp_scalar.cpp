@@ -42,7 +42,7 @@ float scale_of(const std::uint8_t* header, int row) {
 }
 
 void slice_dot(const NBitsShape& s, const std::uint8_t* slice, const ActiveColumns& x, float* out) {
-    const std::int64_t blocks = s.group_cols() / kBlock, header = slice_header_bytes(s), size = column_bytes(s);
+    const std::int64_t blocks = s.group_cols() / s.block(), header = slice_header_bytes(s), size = column_bytes(s);
     const int signed_zero = s.bits == 8 ? 128 : 0;
     for (std::int64_t row = 0; row < kSliceRows; ++row) out[row] = 0.0f;
     for (std::int64_t g = 0; g < s.groups(); ++g, slice += header + s.group_cols() * size) {

@@ -67,8 +67,9 @@ class Mlp:
             return sparse_mlp(pool, self.native, x, residual=residual, scale=0.7, isa=isa, count=count)
 
     def expected(self, x: Floats, residual: Floats) -> npt.NDArray[np.float64]:
+        block = self.weights[0].shape.activation_block
         floats = [dequantize(w.shape, w.codes, w.scales, w.zeros) for w in self.weights]
-        return np.asarray(residual + 0.7 * reference.sparse_mlp(x, *floats, self.native.threshold))
+        return np.asarray(residual + 0.7 * reference.sparse_mlp(x, *floats, self.native.threshold, block))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=IDS)
