@@ -52,7 +52,7 @@ def gather_columns(graph: ir.Graph, weights: ModelWeights) -> int:
     if ordered:
         raise ExportError(
             f"tensor {min(ordered)}: its columns are in act order (desc_act), which products alone take",
-            hint="export a checkpoint that was quantized with desc_act false",
+            hint="--flavour stock, or export a checkpoint that was quantized with desc_act false",
         )
     return len(gathered) + _restore_absorbed(graph, weights, absorbed)
 
