@@ -40,6 +40,7 @@ def mixture_of_experts(
     residual: Floats,
     scale: float = 1.0,
     isa: Isa | None = None,
+    out: Floats | None = None,
 ) -> Floats:
     """residual + scale * experts(x): float32 (m, H).
 
@@ -48,11 +49,12 @@ def mixture_of_experts(
         panels: of w1, w3 and w2, those of all experts one behind the other.
         router: (experts, H).
         x, residual: (m, H).
+        out: written and returned instead of a new array.
 
     Raises:
         NativeError: shapes that do not fit each other, or no such instruction set here.
     """
-    output = np.empty_like(x)
+    output = np.empty_like(x) if out is None else out
     experts = _Experts(
         spec.num_experts,
         spec.top_k,

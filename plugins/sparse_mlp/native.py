@@ -60,14 +60,17 @@ def sparse_mlp(
     residual: Floats,
     scale: float = 1.0,
     isa: Isa | None = None,
+    out: Floats | None = None,
     count: Sparsity | None = None,
 ) -> Floats:
     """residual + scale * MLP(x): float32 (m, H) from x and residual (m, H). A single row is counted.
 
+    ``out`` is written and returned instead of a new array.
+
     Raises:
         NativeError: shapes that do not fit each other, or no such instruction set here.
     """
-    output = np.empty_like(x)
+    output = np.empty_like(x) if out is None else out
     weights = _Weights(
         *(c_shape(shape) for shape in (mlp.gate_shape, mlp.up_shape, mlp.down_shape)),
         *(pointer(part, np.uint8) for part in (mlp.gate, mlp.up, mlp.down)),

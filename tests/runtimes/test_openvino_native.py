@@ -15,7 +15,7 @@ from cpm_edge.runtimes import openvino_native
 from cpm_edge.runtimes.errors import BackendError, ContextError
 from cpm_edge.runtimes.session import FloatArray
 from tests.support.bundles import NATIVE, Bundles
-from tests.support.checkpoints import TERNARY, prompt
+from tests.support.checkpoints import TERNARY, TERNARY_EXPERTS, prompt
 from tests.support.packed import LATENT_PACKINGS, PACKINGS
 
 VARIANTS = [
@@ -41,7 +41,7 @@ OTHERS = ("gptq", "awq", "marlin", "qat", "gguf-q4_0", "gguf-q8_0", "gguf-tq2_0"
 
 
 def native_options(variant: str) -> dict[str, Any]:
-    if variant in (*TERNARY, *PACKINGS, *LATENT_PACKINGS, *OTHERS):
+    if variant in (*TERNARY, TERNARY_EXPERTS, *PACKINGS, *LATENT_PACKINGS, *OTHERS):
         return {"weight_format": "auto", "flavour": "native"}
     return NATIVE
 
@@ -67,15 +67,23 @@ def activation_blocks(model: torch.nn.Module, weights: ModelWeights) -> dict[int
     for name, parameter in model.named_parameters():
         if name not in weights.shapes or parameter.ndim != 2:
             continue
-        module, _, end = name.removesuffix(".weight").rpartition(".")
-        fused = next((names for names in FUSED if end in names), (end,))
         if weights.scheme(name).format.is_float:
             blocks[parameter.data_ptr()] = 0
         else:
             blocks[parameter.data_ptr()] = min(
-                shape(f"{module}.{other}.weight".removeprefix(".")).activation_block for other in fused
+                shape(other).activation_block for other in fused_with(name, weights)
             )
     return blocks
+
+
+def fused_with(name: str, weights: ModelWeights) -> list[str]:
+    """The matrices that one op reads with this one: all experts of a layer, or as in FUSED."""
+    layer, experts, _ = name.partition(".experts.")
+    if experts:
+        return [other for other in weights.shapes if other.startswith(layer + experts)]
+    module, _, end = name.removesuffix(".weight").rpartition(".")
+    fused = next((names for names in FUSED if end in names), (end,))
+    return [f"{module}.{other}.weight".removeprefix(".") for other in fused]
 
 
 @torch.no_grad()
@@ -137,7 +145,9 @@ def test_logits_are_those_of_the_modules_with_the_same_roundings(
     assert np.median(cosine) > 0.999
 
 
-@pytest.mark.parametrize("variant", [*TERNARY, "gptq-asym", "gptq-floats", "minicpm3-awq", *OTHERS])
+@pytest.mark.parametrize(
+    "variant", [*TERNARY, TERNARY_EXPERTS, "gptq-asym", "gptq-floats", "minicpm3-awq", *OTHERS]
+)
 def test_wide_logits_are_those_of_the_modules_with_the_same_roundings(
     bundles: Bundles, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

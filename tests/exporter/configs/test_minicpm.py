@@ -110,6 +110,11 @@ def test_what_the_sparse_attention_refuses(sparse: dict[str, Any], message: str)
             {"hidden_act": "fatrelu", "hidden_act_param": -0.1},
             "hidden_act_param: expected a threshold of 0 or more, got -0.1",
         ),
+        ({"hidden_act": "fatrelu", "hidden_act_param": "x"}, "hidden_act_param: expected a number, got 'x'"),
+        (
+            {"hidden_act": "fatrelu", "hidden_act_param": float("nan")},
+            "hidden_act_param: expected a number, got nan",
+        ),
         ({"sparse_config": 5}, "sparse_config: expected an object, got 5"),
         ({"num_key_value_heads": 3}, "num_key_value_heads: expected a divisor of 4, got 3"),
     ],

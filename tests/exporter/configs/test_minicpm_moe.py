@@ -40,8 +40,10 @@ def test_attention_is_chosen_as_for_minicpm() -> None:
         ({"num_experts_per_tok": 9}, r"num_experts_per_tok: expected at most num_experts \(8\), got 9"),
         ({"norm_topk_prob": False}, "norm_topk_prob: expected true, got false"),
         ({"scoring_func": "sigmoid"}, "scoring_func: expected softmax, got sigmoid"),
+        ({"num_shared_experts": 2}, "num_shared_experts: expected 0, got 2"),
         ({"n_shared_experts": 1}, "n_shared_experts: expected 0, got 1"),
         ({"hidden_act": "relu"}, "hidden_act: expected silu, got relu"),
+        ({"hidden_act": "fatrelu", "hidden_act_param": 0.03}, "hidden_act: expected silu, got fatrelu"),
     ],
 )
 def test_what_is_not_implemented_is_refused(changes: dict[str, Any], message: str) -> None:

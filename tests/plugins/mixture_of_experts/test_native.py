@@ -67,14 +67,33 @@ class Layer:
     ) -> Floats:
         with ThreadPool(threads) as pool:
             arguments = (self.spec, self.shapes, self.panels, self.router, x)
-            return mixture_of_experts(pool, *arguments, residual=residual, scale=scale, isa=isa)  # type: ignore[arg-type]
+            poison = np.full_like(x, np.nan)
+            return mixture_of_experts(
+                pool,
+                *arguments,  # type: ignore[arg-type]
+                residual=residual,
+                scale=scale,
+                isa=isa,
+                out=poison,
+            )
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=IDS)
 @pytest.mark.parametrize("rows", [1, 2, 5, 70])
 def test_it_is_the_definition(scheme: tuple[int, int, bool], rows: int) -> None:
+    check(Layer(MixtureOfExpertsSpec(5, 2), 64, 128, scheme), rows)
+
+
+@pytest.mark.parametrize(("hidden", "wide"), [(44, 100), (7, 33), (96, 20)])
+@pytest.mark.parametrize("experts", [(1, 1), (3, 3), (7, 2)])
+def test_sizes_that_fill_no_panel_or_block(hidden: int, wide: int, experts: tuple[int, int]) -> None:
+    layer = Layer(MixtureOfExpertsSpec(*experts), hidden, wide, (8, 0, True))
+    for rows in (1, 6):
+        check(layer, rows)
+
+
+def check(layer: Layer, rows: int) -> None:
     """With the kernels' roundings of activations, before the gate and after it."""
-    layer = Layer(MixtureOfExpertsSpec(5, 2), 64, 128, scheme)
     x, residual = layer.inputs(rows)
     logits = (x @ layer.router.T)[None]
     case = Case(layer.spec, x[None], logits, *(layer.floats(name) for name in ("w1", "w3", "w2")))
