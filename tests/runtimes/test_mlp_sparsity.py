@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from cpm_edge.exporter.eager import build_model, empty_caches, load_weights
-from cpm_edge.runtimes.generate import GenerationOptions, Stream
+from cpm_edge.runtimes.generate import Stream
+from cpm_edge.runtimes.options import GenerationOptions
 from cpm_edge.runtimes.session import Engine
 from cpm_edge.runtimes.tokenizer import Tokenizer
 from tests.support.bundles import NATIVE, Bundles

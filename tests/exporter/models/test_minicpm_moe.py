@@ -43,11 +43,12 @@ def expected(bundles: Bundles) -> npt.NDArray[np.float32]:
     from transformers import MixtralConfig, MixtralForCausalLM
 
     config, tensors = config_of("moe"), tensors_of("moe")
-    shared = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    shared += ("num_key_value_heads", "rms_norm_eps", "max_position_embeddings", "num_experts_per_tok")
+    shared = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+    shared += ["num_key_value_heads", "rms_norm_eps", "max_position_embeddings", "num_experts_per_tok"]
     settings: dict[str, Any] = {key: config[key] for key in shared}
-    settings |= {"num_local_experts": config["num_experts"], "tie_word_embeddings": False}
-    model: Any = MixtralForCausalLM(MixtralConfig(**settings, rope_theta=1e4)).eval()
+    settings |= {"num_local_experts": config["num_experts"], "tie_word_embeddings": False, "rope_theta": 1e4}
+    model: Any = MixtralForCausalLM(MixtralConfig(**settings))
+    model.eval()
     weights = mixtral_tensors(config, tensors)
     model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
     with torch.no_grad():

@@ -112,7 +112,7 @@ def test_ternary_experts_keep_their_integers(bundles: Bundles) -> None:
     scales = data(graph, f"{FIRST}.w2.scales")
     kind, shape, raw = stored[f"{FIRST}.w2.codes"]
     assert kind == "i4" and shape == [4, 256, 16, 32]
-    signed = (nibbles(raw.reshape(-1, 256) ^ 0x88).astype(np.int8) - 8).reshape(4, 256, 512)
+    signed = (nibbles(raw.reshape(-1, 256) ^ np.uint8(0x88)).astype(np.int8) - 8).reshape(4, 256, 512)
     for expert in range(4):
         weight = tensors[f"{FIRST}.{expert}.w2.weight"]
         np.testing.assert_array_equal(signed[expert], np.sign(weight))

@@ -43,7 +43,9 @@ class Mlp:
         ]
         gate, up, down = self.weights
         self.native = SparseMlp(
-            *(w.shape for w in self.weights),
+            gate.shape,
+            up.shape,
+            down.shape,
             gate.panels,
             pack_strips(up.shape, up.codes, up.scales, up.zeros),
             pack_slices(down.shape, down.codes, down.scales, down.zeros),
@@ -71,8 +73,9 @@ class Mlp:
 
     def expected(self, x: Floats, residual: Floats) -> npt.NDArray[np.float64]:
         block = self.weights[0].shape.activation_block
-        floats = [dequantize(w.shape, w.codes, w.scales, w.zeros) for w in self.weights]
-        return np.asarray(residual + 0.7 * reference.sparse_mlp(x, *floats, self.native.threshold, block))
+        gate, up, down = (dequantize(w.shape, w.codes, w.scales, w.zeros) for w in self.weights)
+        made = reference.sparse_mlp(x, gate, up, down, self.native.threshold, block)
+        return np.asarray(residual + 0.7 * made)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=IDS)
