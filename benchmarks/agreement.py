@@ -104,7 +104,7 @@ def rounding_verdict(reference: Greedy, other: Greedy) -> tuple[str, bool]:
     usual = max((move for move, equal in zip(moved, same, strict=True) if equal), default=0.0)
     text = (
         f"first differs at token {first}, {sum(same)} of {len(same)} the same on the eager text: "
-        f"eager top-2 margin {widest:.2f} or less there; margins of the other tokens move by up to {usual:.2f}"
+        f"eager top-2 margin {widest:.2f} or less there; those of other tokens move by up to {usual:.2f}"
     )
     return text, widest < usual
 
