@@ -65,6 +65,34 @@ const NBitsKernels::PanelDot* panel_dots(const NBitsKernels& kernels, const NBit
     return shape.symmetric ? kernels.dot4 : kernels.dot4_zeros;
 }
 
+// `count` results from place `at` of y on.
+void finish(const Epilogue& epilogue, std::int64_t at, std::int64_t count, const float* result, float* y) {
+    if (epilogue.kind == Epilogue::Kind::add)
+        for (std::int64_t i = 0; i < count; ++i) y[at + i] = epilogue.residual[at + i] + epilogue.scale * result[i];
+    else
+        std::memcpy(y + at, result, std::size_t(count) * sizeof(float));
+}
+
+// Panels [begin, end) times one row, two at a time: neighbours, or those of gate and up.
+void panel_pairs(const NBitsKernels& kernels, const NBitsWeight& weight, const NBitsWeight* up, const Activations& row,
+                 std::int64_t begin, std::int64_t end, float* y, const Epilogue& epilogue) {
+    const NBitsShape& shape = weight.shape;
+    const bool gated = epilogue.kind == Epilogue::Kind::silu_mul;
+    float out[2 * kPanelRows];
+    for (std::int64_t panel = begin; panel < end; panel += gated ? 1 : 2) {
+        const std::uint8_t* first = weight.panels + panel * shape.panel_bytes();
+        const std::int64_t start = panel * kPanelRows, rows = gated || panel + 1 == end ? kPanelRows : 2 * kPanelRows;
+        if (gated)
+            kernels.dot2_pair(shape, first, up->panels + panel * shape.panel_bytes(), row, out);
+        else if (rows > kPanelRows)
+            kernels.dot2_pair(shape, first, first + shape.panel_bytes(), row, out);
+        else
+            kernels.dot2[0](shape, first, row, out);
+        if (gated) kernels.silu_mul(out, out + kPanelRows, kPanelRows);
+        finish(epilogue, start, std::min(rows, shape.rows - start), out, y);
+    }
+}
+
 }  // namespace
 
 void pack_nbits(const NBitsShape& s, const std::uint8_t* codes, const std::uint16_t* scales,
@@ -114,7 +142,9 @@ void matmul_nbits(ThreadPool& pool, Isa isa, const NBitsWeight& weight, const NB
     thread_local Scratch scratch;
     const Activations acts = quantize_rows(pool, kernels, shape, x, m, scratch);
     const auto* dots = panel_dots(kernels, shape);
-    const std::int64_t per_task = std::max<std::int64_t>(1, kTaskBytes / shape.panel_bytes());
+    std::int64_t per_task = std::max<std::int64_t>(1, kTaskBytes / shape.panel_bytes());
+    const bool pairs = m == 1 && shape.bits == 2 && shape.block() == kWideBlock && kernels.dot2_pair;
+    if (pairs) per_task += per_task % 2;
     const std::int64_t chunks = (shape.panels() + per_task - 1) / per_task;
     const std::int64_t row_tiles = (m + kTileRows - 1) / kTileRows;
 
@@ -128,6 +158,7 @@ void matmul_nbits(ThreadPool& pool, Isa isa, const NBitsWeight& weight, const NB
         const std::int64_t last_panel = std::min(shape.panels(), (chunk + 1) * per_task);
         const std::int64_t last_row = std::min(m, (tile + 1) * kTileRows);
         float out[kMaxTileRows * kPanelRows], up_out[kMaxTileRows * kPanelRows];
+        if (pairs) return panel_pairs(kernels, weight, up, acts, chunk * per_task, last_panel, y, epilogue);
         for (std::int64_t panel = chunk * per_task; panel < last_panel; ++panel) {
             const std::int64_t first = panel * kPanelRows;
             const std::int64_t width = std::min<std::int64_t>(kPanelRows, shape.rows - first);
@@ -139,16 +170,8 @@ void matmul_nbits(ThreadPool& pool, Isa isa, const NBitsWeight& weight, const NB
                     dots[rows - 1](shape, up->panels + offset, acts.from(row), up_out);
                     kernels.silu_mul(out, up_out, std::int64_t(rows) * kPanelRows);
                 }
-                for (int r = 0; r < rows; ++r, ++row) {
-                    float* target = y + row * shape.rows + first;
-                    const float* result = out + r * kPanelRows;
-                    if (epilogue.kind == Epilogue::Kind::add) {
-                        const float* residual = epilogue.residual + row * shape.rows + first;
-                        for (std::int64_t i = 0; i < width; ++i) target[i] = residual[i] + epilogue.scale * result[i];
-                    } else {
-                        std::memcpy(target, result, std::size_t(width) * sizeof(float));
-                    }
-                }
+                for (int r = 0; r < rows; ++r, ++row)
+                    finish(epilogue, row * shape.rows + first, width, out + r * kPanelRows, y);
             }
         }
     });

@@ -8,21 +8,12 @@
 
 #include <immintrin.h>
 
-#include <cmath>
 #include <cstring>
 
 #include "kernels/exp_x86.h"
 #include "kernels/matmul_nbits.h"
-
-// Without it GCC keeps small arrays of vectors in memory.
-#if defined(__GNUC__)
-#define CPM_UNROLL _Pragma("GCC unroll 16")
-// Pins a running sum to its place: GCC would gather the products of many steps first, and spill them.
-#define CPM_PIN(vector) asm("" : "+x"(vector))
-#else
-#define CPM_UNROLL
-#define CPM_PIN(vector)
-#endif
+#include "kernels/matmul_nbits_quantize_x86.h"
+#include "kernels/unroll.h"
 
 namespace cpm {
 namespace {
@@ -43,29 +34,44 @@ inline void prefetch(const std::uint8_t* p) {
     for (int i = 0; i < Bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(p + i), _MM_HINT_T0);
 }
 
-// Codes left where they are, two bits up, are four times as large: one shift serves four columns.
-template <int Block>
-inline __m256i two_bit_dot(const std::uint8_t* codes, const std::int8_t* x) {
+// Integer dot products of one block of 2-bit codes of Panels panels with one row. Codes left where they are, two bits
+// up, are four times as large: one shift serves four columns.
+template <int Block, int Panels>
+inline void two_bit_dot(const std::uint8_t* const* codes, const std::int8_t* x, __m256i* out) {
     constexpr int vectors = Block / 16, run = vectors < 4 ? vectors : 4;  // longer sums could overflow 16 bits
     const __m256i low = _mm256_set1_epi8(3), high = _mm256_set1_epi8(12);
-    typename Dot::Sum sum = Dot::zero();
-    __m256i fourfold = _mm256_setzero_si256();
+    typename Dot::Sum sum[Panels];
+    __m256i fourfold[Panels];
+    for (int p = 0; p < Panels; ++p) {
+        sum[p] = Dot::zero();
+        fourfold[p] = _mm256_setzero_si256();
+    }
     CPM_UNROLL
     for (int first = 0; first < vectors; first += run) {
-        typename Dot::Sum large = Dot::zero();
+        typename Dot::Sum large[Panels];
+        for (int p = 0; p < Panels; ++p) large[p] = Dot::zero();
         CPM_UNROLL
         for (int i = 0; i < run; ++i) {
             const int v = first + i;
-            const __m256i packed = load(codes + 32 * v), shifted = _mm256_srli_epi16(packed, 4);
-            const std::int8_t* quads = x + 16 * v;
-            sum = Dot::add(sum, _mm256_and_si256(packed, low), four(quads));
-            large = Dot::add(large, _mm256_and_si256(packed, high), four(quads + 4));
-            sum = Dot::add(sum, _mm256_and_si256(shifted, low), four(quads + 8));
-            large = Dot::add(large, _mm256_and_si256(shifted, high), four(quads + 12));
+            const __m256i x0 = four(x + 16 * v), x1 = four(x + 16 * v + 4), x2 = four(x + 16 * v + 8),
+                          x3 = four(x + 16 * v + 12);
+            CPM_UNROLL
+            for (int p = 0; p < Panels; ++p) {
+                const __m256i packed = load(codes[p] + 32 * v), shifted = _mm256_srli_epi16(packed, 4);
+                sum[p] = Dot::add(sum[p], _mm256_and_si256(packed, low), x0);
+                large[p] = Dot::add(large[p], _mm256_and_si256(packed, high), x1);
+                sum[p] = Dot::add(sum[p], _mm256_and_si256(shifted, low), x2);
+                large[p] = Dot::add(large[p], _mm256_and_si256(shifted, high), x3);
+                if constexpr (Panels > 1) {
+                    CPM_PIN(sum[p]);
+                    CPM_PIN(large[p]);
+                }
+            }
         }
-        fourfold = _mm256_add_epi32(fourfold, Dot::lanes(large));
+        for (int p = 0; p < Panels; ++p) fourfold[p] = _mm256_add_epi32(fourfold[p], Dot::lanes(large[p]));
     }
-    return _mm256_add_epi32(Dot::lanes(sum), _mm256_srai_epi32(fourfold, 2));
+    for (int p = 0; p < Panels; ++p)
+        out[p] = _mm256_add_epi32(Dot::lanes(sum[p]), _mm256_srai_epi32(fourfold[p], 2));
 }
 
 // The integer dot products of one block of columns with the Tile rows of x (Tile, Block): int32 lanes, one a row.
@@ -86,7 +92,7 @@ inline void block_dot(const std::uint8_t* codes, const std::int8_t* x, __m256i* 
             }
         }
     } else if constexpr (Bits == 2 && Tile == 1) {
-        out[0] = two_bit_dot<Block>(codes, x);
+        two_bit_dot<Block, 1>(&codes, x, out);
     } else {
         constexpr int steps = 8 / Bits;
         const __m256i mask = _mm256_set1_epi8(Bits == 4 ? 15 : 3);
@@ -175,63 +181,59 @@ void panel_dot(const NBitsShape& shape, const std::uint8_t* panel, const Activat
     panel_dot<Bits, Zeros, Tile, kBlock>(shape, panel, tile, out);
 }
 
-inline float largest(__m256 v) {
-    __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
-    return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
-}
-
-// One full block of Block values.
-template <int Block>
-inline void quantize_block(const float* x, std::int8_t* codes, float* scale, std::int32_t* sum) {
-    const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
-    __m256 peak = _mm256_setzero_ps();
-    CPM_UNROLL
-    for (int i = 0; i < Block; i += 8) peak = _mm256_max_ps(_mm256_and_ps(_mm256_loadu_ps(x + i), magnitude), peak);
-    const float top = largest(peak);
-    const __m256 inverse = _mm256_set1_ps(top > kSmallestPeak ? 127.0f / top : 0.0f);
-    __m256i total = _mm256_setzero_si256();
-    for (int start = 0; start < Block; start += 32) {
-        __m256i q[4];
-        for (int i = 0; i < 4; ++i) {
-            q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + start + 8 * i), inverse));
-            total = _mm256_add_epi32(total, q[i]);
+// Two panels of 2-bit codes times one row: half the broadcasts of x. The same floats as one after the other.
+template <int Block, bool Single>
+inline void two_bit_pair(const NBitsShape& shape, const std::uint8_t* first, const std::uint8_t* second,
+                         const Activations& row, float* out) {
+    const std::int64_t blocks = Single ? 1 : shape.group_cols() / Block, groups = shape.groups();
+    constexpr int block_bytes = kPanelRows * Block / 4;
+    const std::uint8_t* panels[2] = {first, second};
+    // The next two panels are fetched in the order of memory: two streams at once would cross page by page.
+    constexpr std::int64_t step = block_bytes + 2 * kPanelRows;  // with its scales
+    const std::int64_t size = shape.panel_bytes();
+    const bool neighbours = second == first + size;
+    const std::uint8_t* ahead[2] = {neighbours ? second + size : first + size, nullptr};
+    ahead[1] = neighbours ? ahead[0] + step : second + size;
+    const std::int8_t* x = row.codes;
+    std::int64_t at = 0;
+    __m256 total[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    for (std::int64_t g = 0; g < groups; ++g) {
+        __m256 scales[2], sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+        for (int p = 0; p < 2; ++p) {
+            scales[p] = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(panels[p])));
+            panels[p] += 2 * kPanelRows;
         }
-        const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
-        const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + start), _mm256_permutevar8x32_epi32(bytes, order));
-    }
-    __m128i half = _mm_add_epi32(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
-    half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
-    half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1));
-    *sum = _mm_cvtsi128_si32(half);
-    *scale = top / 127.0f;
-}
-
-template <int Block>
-inline void quantize(const NBitsShape& shape, const float* x, int rows, std::int8_t* codes, float* scales,
-                     std::int32_t* offsets) {
-    for (std::int64_t start = 0; start < shape.cols; start += Block) {
-        float rest[Block] = {};
-        const float* block = x + start;
-        if (shape.cols - start < Block) {
-            std::memcpy(rest, block, std::size_t(shape.cols - start) * sizeof(float));
-            block = rest;
+        for (std::int64_t b = 0; b < blocks; ++b, ++at, x += Block) {
+            for (auto& line : ahead) {
+                prefetch<block_bytes>(line);
+                line += neighbours ? 2 * step : step;
+            }
+            __m256i dot[2];
+            two_bit_dot<Block, 2>(panels, x, dot);
+            const __m256i offset = _mm256_set1_epi32(row.offsets[at]);
+            const __m256 x_scale = _mm256_broadcast_ss(row.scales + at);
+            CPM_UNROLL
+            for (int p = 0; p < 2; ++p) {
+                const __m256 value = _mm256_cvtepi32_ps(_mm256_sub_epi32(dot[p], offset));
+                if constexpr (Single)
+                    total[p] = _mm256_fmadd_ps(_mm256_mul_ps(value, x_scale), scales[p], total[p]);
+                else
+                    sum[p] = _mm256_fmadd_ps(value, x_scale, sum[p]);
+                panels[p] += block_bytes;
+            }
         }
-        quantize_block<Block>(block, codes, scales, offsets);
-        *offsets *= shape.offset_factor();
-        codes += rows * Block;
-        scales += rows;
-        offsets += rows;
+        if constexpr (!Single)
+            for (int p = 0; p < 2; ++p) total[p] = _mm256_fmadd_ps(sum[p], scales[p], total[p]);
     }
+    for (int p = 0; p < 2; ++p) _mm256_storeu_ps(out + p * kPanelRows, total[p]);
 }
 
-inline void quantize(const NBitsShape& shape, const float* x, int rows, std::int8_t* codes, float* scales,
-                     std::int32_t* offsets) {
-    if (shape.block() == kWideBlock)
-        quantize<kWideBlock>(shape, x, rows, codes, scales, offsets);
+inline void dot2_pair(const NBitsShape& shape, const std::uint8_t* first, const std::uint8_t* second,
+                      const Activations& row, float* out) {
+    if (shape.group_cols() == kWideBlock)
+        two_bit_pair<kWideBlock, true>(shape, first, second, row, out);
     else
-        quantize<kBlock>(shape, x, rows, codes, scales, offsets);
+        two_bit_pair<kWideBlock, false>(shape, first, second, row, out);
 }
 
 // n is a multiple of 8.
@@ -255,4 +257,4 @@ inline void silu_mul(float* gate, const float* up, std::int64_t n) {
     }
 
 #define CPM_NBITS_KERNELS \
-    { CPM_TILES(4, false), CPM_TILES(4, true), CPM_TILES(2, false), CPM_TILES(8, false), quantize, silu_mul }
+    { CPM_TILES(4, false), CPM_TILES(4, true), CPM_TILES(2, false), CPM_TILES(8, false), dot2_pair, quantize, silu_mul }

@@ -3,13 +3,7 @@
 #include <cstring>
 
 #include "kernels/sparse_mlp.h"
-
-// Without it GCC keeps small arrays of vectors in memory.
-#if defined(__GNUC__)
-#define CPM_UNROLL _Pragma("GCC unroll 16")
-#else
-#define CPM_UNROLL
-#endif
+#include "kernels/unroll.h"
 
 namespace cpm {
 namespace {
