@@ -112,8 +112,7 @@ def test_ordinary_weights_are_on_no_grid(seed: int, kind: str) -> None:
 
 
 def test_one_weight_off_the_grid_is_named() -> None:
-    case = {"rows": 4, "cols": 128, "group": 64, "seed": 3, "steps": 7, "kind": "BF16"}
-    weight, _, _ = fake_quantized(**case, scale_type=np.float32)
+    weight, _, _ = fake_quantized(4, 128, 64, seed=3, steps=7, scale_type=np.float32, kind="BF16")
     rows = on_grid(weight, 8)
     assert rows is not None and rows.all()
     # The next bfloat16: one step of the last bit.

@@ -61,7 +61,8 @@ def activation_blocks(model: torch.nn.Module, weights: ModelWeights) -> dict[int
 
     def shape(name: str) -> NBitsShape:
         scheme = weights.scheme(name)
-        return NBitsShape(*weights.shapes[name], scheme.bits, scheme.group_size or 0)
+        rows, cols = weights.shapes[name]
+        return NBitsShape(rows, cols, scheme.bits, scheme.group_size or 0)
 
     blocks = {}
     for name, parameter in model.named_parameters():

@@ -62,7 +62,8 @@ def transformers_logits(raw: dict[str, Any]) -> npt.NDArray[np.float32]:
     from transformers import MiniCPM3ForCausalLM
 
     settings = json.loads(json.dumps({key: value for key, value in raw.items() if key != "architectures"}))
-    model: Any = MiniCPM3ForCausalLM(TheirConfig(**settings)).eval()
+    model: Any = MiniCPM3ForCausalLM(TheirConfig(**settings))
+    model.eval()
     weights = {name: torch.from_numpy(array) for name, array in make_tensors(raw).items()}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected and missing == (["lm_head.weight"] if raw["tie_word_embeddings"] else [])
