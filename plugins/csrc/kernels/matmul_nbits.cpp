@@ -65,6 +65,11 @@ const NBitsKernels::PanelDot* panel_dots(const NBitsKernels& kernels, const NBit
     return shape.symmetric ? kernels.dot4 : kernels.dot4_zeros;
 }
 
+NBitsKernels::PairDot pair_dot(const NBitsKernels& kernels, const NBitsShape& shape) {
+    if (shape.bits == 2 && shape.block() == kWideBlock) return kernels.pair2;
+    return shape.bits == 4 && shape.symmetric ? kernels.pair4 : nullptr;
+}
+
 // `count` results from place `at` of y on.
 void finish(const Epilogue& epilogue, std::int64_t at, std::int64_t count, const float* result, float* y) {
     if (epilogue.kind == Epilogue::Kind::add)
@@ -74,8 +79,8 @@ void finish(const Epilogue& epilogue, std::int64_t at, std::int64_t count, const
 }
 
 // Panels [begin, end) times one row, two at a time: neighbours, or those of gate and up.
-void panel_pairs(const NBitsKernels& kernels, const NBitsWeight& weight, const NBitsWeight* up, const Activations& row,
-                 std::int64_t begin, std::int64_t end, float* y, const Epilogue& epilogue) {
+void panel_pairs(const NBitsKernels& kernels, NBitsKernels::PairDot pair, const NBitsWeight& weight,
+                 const NBitsWeight* up, const Activations& row, std::int64_t begin, std::int64_t end, float* y, const Epilogue& epilogue) {
     const NBitsShape& shape = weight.shape;
     const bool gated = epilogue.kind == Epilogue::Kind::silu_mul;
     float out[2 * kPanelRows];
@@ -83,11 +88,11 @@ void panel_pairs(const NBitsKernels& kernels, const NBitsWeight& weight, const N
         const std::uint8_t* first = weight.panels + panel * shape.panel_bytes();
         const std::int64_t start = panel * kPanelRows, rows = gated || panel + 1 == end ? kPanelRows : 2 * kPanelRows;
         if (gated)
-            kernels.dot2_pair(shape, first, up->panels + panel * shape.panel_bytes(), row, out);
+            pair(shape, first, up->panels + panel * shape.panel_bytes(), row, out);
         else if (rows > kPanelRows)
-            kernels.dot2_pair(shape, first, first + shape.panel_bytes(), row, out);
+            pair(shape, first, first + shape.panel_bytes(), row, out);
         else
-            kernels.dot2[0](shape, first, row, out);
+            panel_dots(kernels, shape)[0](shape, first, row, out);
         if (gated) kernels.silu_mul(out, out + kPanelRows, kPanelRows);
         finish(epilogue, start, std::min(rows, shape.rows - start), out, y);
     }
@@ -143,8 +148,8 @@ void matmul_nbits(ThreadPool& pool, Isa isa, const NBitsWeight& weight, const NB
     const Activations acts = quantize_rows(pool, kernels, shape, x, m, scratch);
     const auto* dots = panel_dots(kernels, shape);
     std::int64_t per_task = std::max<std::int64_t>(1, kTaskBytes / shape.panel_bytes());
-    const bool pairs = m == 1 && shape.bits == 2 && shape.block() == kWideBlock && kernels.dot2_pair;
-    if (pairs) per_task += per_task % 2;
+    const auto pair = m == 1 ? pair_dot(kernels, shape) : nullptr;
+    if (pair) per_task += per_task % 2;
     const std::int64_t chunks = (shape.panels() + per_task - 1) / per_task;
     const std::int64_t row_tiles = (m + kTileRows - 1) / kTileRows;
 
@@ -158,7 +163,7 @@ void matmul_nbits(ThreadPool& pool, Isa isa, const NBitsWeight& weight, const NB
         const std::int64_t last_panel = std::min(shape.panels(), (chunk + 1) * per_task);
         const std::int64_t last_row = std::min(m, (tile + 1) * kTileRows);
         float out[kMaxTileRows * kPanelRows], up_out[kMaxTileRows * kPanelRows];
-        if (pairs) return panel_pairs(kernels, weight, up, acts, chunk * per_task, last_panel, y, epilogue);
+        if (pair) return panel_pairs(kernels, pair, weight, up, acts, chunk * per_task, last_panel, y, epilogue);
         for (std::int64_t panel = chunk * per_task; panel < last_panel; ++panel) {
             const std::int64_t first = panel * kPanelRows;
             const std::int64_t width = std::min<std::int64_t>(kPanelRows, shape.rows - first);

@@ -94,9 +94,11 @@ struct NBitsKernels {
     // out (tile, 8): one panel times a tile of activation rows; indexed by rows - 1.
     using PanelDot = void (*)(const NBitsShape&, const std::uint8_t* panel, const Activations& tile, float* out);
     PanelDot dot4[kMaxTileRows], dot4_zeros[kMaxTileRows], dot2[kMaxTileRows], dot8[kMaxTileRows];
-    // out (2, 8): two panels of 2-bit codes in wide blocks times one row; null where an instruction set gains nothing.
-    void (*dot2_pair)(const NBitsShape&, const std::uint8_t* first, const std::uint8_t* second, const Activations& row,
-                      float* out);
+    // out (2, 8): two panels times one row, for symmetric codes of 2 bits in wide blocks and of 4 bits; null where an
+    // instruction set gains nothing.
+    using PairDot = void (*)(const NBitsShape&, const std::uint8_t* first, const std::uint8_t* second,
+                             const Activations& row, float* out);
+    PairDot pair2, pair4;
     // One row of x, filled up to whole blocks, for weights of this shape. Neighbouring blocks are `rows` apart in the
     // tile; offsets are the sums of the codes times the zero code.
     void (*quantize)(const NBitsShape&, const float* x, int rows, std::int8_t* codes, float* scales,

@@ -88,6 +88,6 @@ void silu_mul(float* gate, const float* up, std::int64_t n) {
     }
 
 const NBitsKernels kNBitsScalar = {CPM_TILES(4, false), CPM_TILES(4, true), CPM_TILES(2, false),
-                                   CPM_TILES(8, false), nullptr,            quantize,          silu_mul};
+                                   CPM_TILES(8, false), nullptr,            nullptr,           quantize, silu_mul};
 
 }  // namespace cpm

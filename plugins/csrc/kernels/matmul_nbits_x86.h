@@ -181,12 +181,36 @@ void panel_dot(const NBitsShape& shape, const std::uint8_t* panel, const Activat
     panel_dot<Bits, Zeros, Tile, kBlock>(shape, panel, tile, out);
 }
 
-// Two panels of 2-bit codes times one row: half the broadcasts of x. The same floats as one after the other.
-template <int Block, bool Single>
-inline void two_bit_pair(const NBitsShape& shape, const std::uint8_t* first, const std::uint8_t* second,
+// The integer dot products of one block of two panels with one row.
+template <int Bits, int Block>
+inline void pair_block_dot(const std::uint8_t* const* codes, const std::int8_t* x, __m256i* out) {
+    if constexpr (Bits == 2) {
+        two_bit_dot<Block, 2>(codes, x, out);
+    } else {
+        const __m256i mask = _mm256_set1_epi8(15);
+        typename Dot::Sum sums[2] = {Dot::zero(), Dot::zero()};
+        CPM_UNROLL
+        for (int v = 0; v < Block / 8; ++v) {
+            const __m256i x0 = four(x + 8 * v), x1 = four(x + 8 * v + 4);
+            CPM_UNROLL
+            for (int p = 0; p < 2; ++p) {
+                const __m256i packed = load(codes[p] + 32 * v);
+                sums[p] = Dot::add(sums[p], _mm256_and_si256(packed, mask), x0);
+                sums[p] = Dot::add(sums[p], _mm256_and_si256(_mm256_srli_epi16(packed, 4), mask), x1);
+                CPM_PIN(sums[p]);
+            }
+        }
+        for (int p = 0; p < 2; ++p) out[p] = Dot::lanes(sums[p]);
+    }
+}
+
+// Two panels of symmetric 2- or 4-bit codes times one row: half the broadcasts of x. The same floats as one after the
+// other.
+template <int Bits, int Block, bool Single>
+inline void pair_dot(const NBitsShape& shape, const std::uint8_t* first, const std::uint8_t* second,
                          const Activations& row, float* out) {
     const std::int64_t blocks = Single ? 1 : shape.group_cols() / Block, groups = shape.groups();
-    constexpr int block_bytes = kPanelRows * Block / 4;
+    constexpr int block_bytes = kPanelRows * Block * Bits / 8;
     const std::uint8_t* panels[2] = {first, second};
     // The next two panels are fetched in the order of memory: two streams at once would cross page by page.
     constexpr std::int64_t step = block_bytes + 2 * kPanelRows;  // with its scales
@@ -209,7 +233,7 @@ inline void two_bit_pair(const NBitsShape& shape, const std::uint8_t* first, con
                 line += neighbours ? 2 * step : step;
             }
             __m256i dot[2];
-            two_bit_dot<Block, 2>(panels, x, dot);
+            pair_block_dot<Bits, Block>(panels, x, dot);
             const __m256i offset = _mm256_set1_epi32(row.offsets[at]);
             const __m256 x_scale = _mm256_broadcast_ss(row.scales + at);
             CPM_UNROLL
@@ -228,12 +252,13 @@ inline void two_bit_pair(const NBitsShape& shape, const std::uint8_t* first, con
     for (int p = 0; p < 2; ++p) _mm256_storeu_ps(out + p * kPanelRows, total[p]);
 }
 
-inline void dot2_pair(const NBitsShape& shape, const std::uint8_t* first, const std::uint8_t* second,
-                      const Activations& row, float* out) {
-    if (shape.group_cols() == kWideBlock)
-        two_bit_pair<kWideBlock, true>(shape, first, second, row, out);
+template <int Bits, int Block>
+void pair_dot(const NBitsShape& shape, const std::uint8_t* first, const std::uint8_t* second, const Activations& row,
+              float* out) {
+    if (shape.group_cols() == Block)
+        pair_dot<Bits, Block, true>(shape, first, second, row, out);
     else
-        two_bit_pair<kWideBlock, false>(shape, first, second, row, out);
+        pair_dot<Bits, Block, false>(shape, first, second, row, out);
 }
 
 // n is a multiple of 8.
@@ -257,4 +282,4 @@ inline void silu_mul(float* gate, const float* up, std::int64_t n) {
     }
 
 #define CPM_NBITS_KERNELS \
-    { CPM_TILES(4, false), CPM_TILES(4, true), CPM_TILES(2, false), CPM_TILES(8, false), dot2_pair, quantize, silu_mul }
+    { CPM_TILES(4, false), CPM_TILES(4, true), CPM_TILES(2, false), CPM_TILES(8, false), pair_dot<2, kWideBlock>, pair_dot<4, kBlock>, quantize, silu_mul }
