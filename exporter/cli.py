@@ -198,7 +198,7 @@ def _print_summary(result: Any) -> None:
         )
         if report["judged_by"] == "median_cosine":
             median = report["median_cosine"]
-            table.add_row("", f"median row {median:.6f}, which counts: rounding may turn a choice in an MLP")
+            table.add_row("", f"median row {median:.6f}, which counts: rounding may turn a choice in a layer")
         if report["mlp_sparsity"]:
             table.add_row("MLP sparsity", sparsity_of(report))
         if manifest.attention["sparse"]:

@@ -121,10 +121,12 @@ def verify(
         precision = "int8"
     least_cosine, key_error = _LIMITS[precision]
     report = compare(stored.logits, logits)
-    decoded = min(DECODE_STEPS, len(tokens) - 1)
-    report["median_cosine"] = median_cosine(stored.logits, logits, decoded)
-    # Rows in which rounding turned a choice differ without an error, but fewer than half of them.
-    judged_by = "median_cosine" if plan.config.makes_choices else "cosine"
+    decoded, sparse_rows = min(DECODE_STEPS, len(tokens) - 1), _sparse_rows(bundle, len(tokens))
+    report["median_cosine"] = median_cosine(stored.logits, logits, decoded, sparse_rows)
+    # Rows in which rounding turned a choice differ without an error, but fewer than half of them. int8
+    # activations round enough to turn the choice of blocks too.
+    choosing = plan.config.makes_choices or (sparse_rows > 0 and precision == "int8")
+    judged_by = "median_cosine" if choosing else "cosine"
     layer_errors = [relative_error(a, b) for a, b in zip(stored.keys, keys, strict=True)]
     diverging = next((i for i, e in enumerate(layer_errors) if not e <= key_error), None)
     return {
@@ -132,7 +134,7 @@ def verify(
         "judged_by": judged_by,
         "tokens": len(tokens),
         "decoded": decoded,
-        "sparse_rows": _sparse_rows(bundle, len(tokens)),
+        "sparse_rows": sparse_rows,
         **report,
         "expected_cosine": least_cosine,
         "first_diverging_layer": diverging,
@@ -161,10 +163,14 @@ def compare(expected: FloatArray, got: FloatArray) -> dict[str, float]:
     }
 
 
-def median_cosine(expected: FloatArray, got: FloatArray, decoded: int) -> float:
-    """The median row cosine of logits (T, vocab): of prefilled or the last ``decoded`` rows, the lesser."""
+def median_cosine(expected: FloatArray, got: FloatArray, decoded: int, sparse_rows: int = 0) -> float:
+    """The median row cosine of logits (T, vocab) in the part of the rows where it is least.
+
+    The last ``decoded`` rows are a part, and so are the last ``sparse_rows`` without those and the rest: each
+    has code of its own, which an error may spoil alone.
+    """
     cosines = _cosines(expected.astype(np.float64), got.astype(np.float64))
-    parts = np.split(cosines, [len(cosines) - decoded])
+    parts = np.split(cosines, sorted([len(cosines) - decoded, len(cosines) - sparse_rows]))
     return float(min(np.median(part) for part in parts if len(part)))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cpm_edge.exporter.errors import ExportError
-from cpm_edge.exporter.verify import compare, relative_error, verify, verify_in_child
+from cpm_edge.exporter.verify import compare, median_cosine, relative_error, verify, verify_in_child
 from cpm_edge.runtimes.bundle import Bundle, hash_files, open_bundle, write_manifest
 from tests.support.bundles import TARGETS, Bundles
 
@@ -64,6 +64,31 @@ def test_a_good_bundle_passes(bundles: Bundles, variant: str, target: str) -> No
     # What quantization costs is told apart from what the engine does.
     assert report["against_checkpoint"]["cosine"] < report["cosine"]
     assert report["against_checkpoint"]["kl"] > 10 * report["kl"]
+
+
+@pytest.mark.parametrize(("target", "flavour"), [("ort", {}), ("aipc", {"flavour": "native"})])
+def test_int8_activations_may_turn_the_choice_of_blocks(
+    bundles: Bundles, target: str, flavour: dict[str, str]
+) -> None:
+    options: dict[str, Any] = {"weight_format": "int8", "activations": "int8", **flavour}
+    bundle = bundles.open("sparse", target, **options)
+    asked = bundles.options("sparse", target, **options)
+    report = verify(dataclasses.replace(asked, verify_tokens=150), bundle)
+    assert report["sparse_rows"] == 87
+    assert report["judged_by"] == "median_cosine" and report["passed"]
+    assert report["median_cosine"] > 0.99
+    # Rows that see everything choose nothing.
+    assert verify(dataclasses.replace(asked, verify_tokens=60), bundle)["judged_by"] == "cosine"
+
+
+@pytest.mark.parametrize("wrong", [range(10), range(10, 16), range(16, 20)])
+def test_every_part_of_the_rows_has_its_median(wrong: range) -> None:
+    expected = RNG.standard_normal((20, 40)).astype(np.float32)
+    got = expected.copy()
+    got[wrong[0]] *= -1
+    assert median_cosine(expected, got, 4, 10) == pytest.approx(1)
+    got[wrong.start : wrong.stop] = -expected[wrong.start : wrong.stop]
+    assert median_cosine(expected, got, 4, 10) == pytest.approx(-1)
 
 
 def test_ternary_schemes_reach_the_child(bundles: Bundles) -> None:
