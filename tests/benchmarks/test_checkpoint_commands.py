@@ -32,6 +32,7 @@ def test_agreement(checkpoint: Path, bundles: Bundles, tmp_path: Path) -> None:
     assert names == [
         *["cpm_edge aipc", "openvino_genai", "openvino runtime model"],
         *["cpm_edge ort", "onnxruntime_genai"],
+        "cpm_edge aipc native",
     ]
     assert found["holds"], found["rows"]
 

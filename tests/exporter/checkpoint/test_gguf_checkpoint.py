@@ -173,8 +173,11 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"num_attention_heads": 3}, "kv_b_proj.weight: expected rows for 3 heads of more than 16"),
-            ({"qk_nope_head_dim": 64}, "expected rows for 4 heads of more than 64 .*, got 160"),
+            (
+                {"num_attention_heads": 5},
+                "kv_b_proj.weight: expected rows for 5 heads of more than 16 .*, got 192",
+            ),
+            ({"qk_nope_head_dim": 64}, "expected rows for 4 heads of more than 64 .*, got 192"),
         ],
     )
     def test_minicpm3_heads_that_do_not_fit(
