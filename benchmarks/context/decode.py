@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ from rich.table import Table
 from cpm_edge.benchmarks.context.attention import AttentionProbe
 from cpm_edge.benchmarks.context.synthetic import Synthetic
 from cpm_edge.benchmarks.peers.llama_cpp import LlamaCppPeer
+from cpm_edge.benchmarks.peers.ours import decode_rate
 from cpm_edge.benchmarks.peers.peer import FIRST_TOKEN
 from cpm_edge.benchmarks.samples import Samples, ratio
 from cpm_edge.benchmarks.token_bytes import token_bytes
@@ -39,14 +39,7 @@ class FilledDecoder:
         if session is None:
             session = self._sessions[context] = self._engine.session()
             fill(session, context, self._synthetic)
-        session.forward([FIRST_TOKEN])
-        session.rewind(1)
-        start = time.perf_counter()
-        for token in range(new_tokens):
-            session.forward([FIRST_TOKEN + token % 64])
-        seconds = time.perf_counter() - start
-        session.rewind(new_tokens)
-        return new_tokens / seconds
+        return decode_rate(session, new_tokens)
 
     def session(self, context: int) -> OpenVinoNativeSession:
         """The one that ``rate`` measured, back at ``context`` tokens."""

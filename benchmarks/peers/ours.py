@@ -41,14 +41,7 @@ class OurPeer:
         if session is None:
             session = self._filled[context] = self.engine.session()
             session.forward(self._prompt(context))
-        session.forward([FIRST_TOKEN])
-        session.rewind(1)
-        start = time.perf_counter()
-        for token in range(new_tokens):
-            session.forward([FIRST_TOKEN + token % 64])
-        seconds = time.perf_counter() - start
-        session.rewind(new_tokens)
-        return new_tokens / seconds
+        return decode_rate(session, new_tokens)
 
     def close(self) -> None:
         for session in [*self._filled.values(), *([self._fresh] if self._fresh else [])]:
@@ -60,3 +53,15 @@ class OurPeer:
     def _prompt(self, tokens: int) -> list[int]:
         rng = np.random.default_rng(PROMPT_SEED)
         return [int(token) for token in rng.integers(FIRST_TOKEN, self._vocab_size, tokens)]
+
+
+def decode_rate(session: Session, new_tokens: int) -> float:
+    """Tokens a second of ``new_tokens`` steps, after one that is not timed; takes all of them back."""
+    session.forward([FIRST_TOKEN])
+    session.rewind(1)
+    start = time.perf_counter()
+    for token in range(new_tokens):
+        session.forward([FIRST_TOKEN + token % 64])
+    seconds = time.perf_counter() - start
+    session.rewind(new_tokens)
+    return new_tokens / seconds
