@@ -82,6 +82,8 @@ def find_parts(codes: str, tensors: Mapping[str, TensorInfo], quantization: Quan
     words = tensors[codes].shape
     layout = _layout(codes, words, rows, quantization)
     shape = (rows, words[0] * layout.cols)
+    # First: what codes and scales say decides whether the other parts fit, so the damaged one is named.
+    _check_groups(codes, scales, groups, shape[1], quantization)
     zeros, g_idx = f"{module}.qzeros", f"{module}.g_idx"
     has_zeros = layout is not MARLIN
     if has_zeros:
@@ -89,7 +91,6 @@ def find_parts(codes: str, tensors: Mapping[str, TensorInfo], quantization: Quan
     has_order = layout is GPTQ and g_idx in tensors
     if has_order:
         _expect(tensors, g_idx, ("I32", "I64"), 1, (shape[1],))
-    _check_groups(codes, scales, groups, shape[1], quantization)
     return PackedParts(
         layout, shape, groups, codes, scales, zeros if has_zeros else None, g_idx if has_order else None
     )

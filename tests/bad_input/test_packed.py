@@ -61,7 +61,13 @@ DAMAGES: dict[str, tuple[str, Callable[[Raw], None], list[str], str]] = {
     "truncated qweight": (
         "gptq",
         cut("qweight", slice(0, 28)),
-        [f"{UP}.g_idx", "expected shape [224]"],
+        [f"{UP}.qweight", "expected a multiple of 128 columns (the group size), got 224"],
+        DAMAGED,
+    ),
+    "missing groups of scales alone": (
+        "gptq",
+        cut("scales", slice(0, 1)),
+        [f"{UP}.scales", "expected 2 groups", "got 1"],
         DAMAGED,
     ),
     "truncated rows": (
