@@ -59,12 +59,6 @@ Activations quantize_rows(ThreadPool& pool, const NBitsKernels& kernels, const N
     return {scratch.codes.data(), scratch.scales.data(), scratch.offsets.data(), blocks, block};
 }
 
-const NBitsKernels::PanelDot* panel_dots(const NBitsKernels& kernels, const NBitsShape& shape) {
-    if (shape.bits == 2) return kernels.dot2;
-    if (shape.bits == 8) return kernels.dot8;
-    return shape.symmetric ? kernels.dot4 : kernels.dot4_zeros;
-}
-
 NBitsKernels::PairDot pair_dot(const NBitsKernels& kernels, const NBitsShape& shape) {
     if (shape.bits == 2 && shape.block() == kWideBlock) return kernels.pair2;
     return shape.bits == 4 && shape.symmetric ? kernels.pair4 : nullptr;
@@ -124,6 +118,12 @@ void pack_nbits(const NBitsShape& s, const std::uint8_t* codes, const std::uint1
                 pack_block(s, codes, panel * kPanelRows, col, flip, out);
         }
     }
+}
+
+const NBitsKernels::PanelDot* panel_dots(const NBitsKernels& kernels, const NBitsShape& shape) {
+    if (shape.bits == 2) return kernels.dot2;
+    if (shape.bits == 8) return kernels.dot8;
+    return shape.symmetric ? kernels.dot4 : kernels.dot4_zeros;
 }
 
 const NBitsKernels& nbits_kernels(Isa isa) {

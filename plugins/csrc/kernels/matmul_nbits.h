@@ -109,6 +109,9 @@ struct NBitsKernels {
 
 const NBitsKernels& nbits_kernels(Isa isa);
 
+// Those for weights of this shape, by rows - 1 of the tile.
+const NBitsKernels::PanelDot* panel_dots(const NBitsKernels& kernels, const NBitsShape& shape);
+
 extern const NBitsKernels kNBitsScalar;
 #if defined(CPM_X86)
 extern const NBitsKernels kNBitsAvx2, kNBitsAvxVnni, kNBitsAvx512Vnni;

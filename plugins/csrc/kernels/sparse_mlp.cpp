@@ -17,12 +17,6 @@ struct Memory {
     std::vector<std::uint8_t> panels;
 };
 
-const NBitsKernels::PanelDot* single_dots(const NBitsKernels& kernels, const NBitsShape& shape) {
-    if (shape.bits == 2) return kernels.dot2;
-    if (shape.bits == 8) return kernels.dot8;
-    return shape.symmetric ? kernels.dot4 : kernels.dot4_zeros;
-}
-
 // One row in int8, as matmul_nbits has it.
 Activations quantized(const NBitsKernels& kernels, const NBitsShape& shape, const float* x, Memory& memory) {
     const int block = shape.block();
@@ -39,7 +33,7 @@ void active_rows(ThreadPool& pool, Isa isa, const SparseMlp& mlp, const float* x
     const NBitsKernels& kernels = nbits_kernels(isa);
     const NBitsShape& shape = mlp.up;
     const Activations acts = quantized(kernels, shape, x, memory);
-    const auto dot = single_dots(kernels, shape)[0];
+    const auto dot = panel_dots(kernels, shape)[0];
     const auto gather = sparse_mlp_kernels(isa).gather_panel;
     const std::int32_t* neurons = memory.neurons.data();
     const float* gate = memory.gate.data();
