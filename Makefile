@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-EXTRAS := export,ort,aipc,dev
+EXTRAS := export,jetson-export,ort,aipc,dev
 PACKAGES := benchmarks exporter plugins quant runtimes
 # JetPack 6 has Python 3.10; there numpy's type information is out of reach for mypy, hence its option below.
 ON_DEVICE := plugins quant runtimes

@@ -66,7 +66,7 @@ def test_the_base_install_is_the_thin_runtime() -> None:
 
 
 def test_the_extras() -> None:
-    expected = {"export", "ort", "ort-gpu", "aipc", "jetson", "dev"}
+    expected = {"export", "ort", "ort-gpu", "aipc", "jetson", "jetson-export", "dev"}
     assert set(CONFIG["options.extras_require"]) == expected
     # One provides the other's module, so pip must never install both.
     assert requirements("ort") == {"onnxruntime"}
@@ -80,9 +80,9 @@ def test_the_extras() -> None:
     ("package", "extras"),
     [
         ("quant", []),
-        ("plugins", ["export"]),
+        ("plugins", ["export", "jetson-export"]),
         ("runtimes", ["ort", "aipc", "jetson"]),
-        ("exporter", ["export", "ort", "aipc", "dev"]),
+        ("exporter", ["export", "jetson-export", "ort", "aipc", "dev"]),
         ("benchmarks", ["export", "ort", "aipc", "jetson", "dev"]),
     ],
 )

@@ -24,6 +24,7 @@ Examples:
   cpm-bench kernels
   cpm-bench kernels matmul --shape minicpm4-8b --threads 4
   cpm-bench kernels attention --context 8192,131072 --json attention.json
+  cpm-bench kernels --cubins
 """
 
 
@@ -48,22 +49,41 @@ Examples:
 )
 @click.option("--heads", default=32, type=click.IntRange(min=1), help="Of linear attention.")
 @click.option("--size", default=128, type=click.IntRange(min=8), help="Of a head of linear attention.")
+@click.option(
+    "--cubins",
+    is_flag=True,
+    help="Instead: compile the kernels of Jetson, and print registers, spills, shared memory and occupancy.",
+)
 @repeat_option
 @threads_option
 @json_option
 @report_errors
 def kernels(
-    ops: tuple[str, ...], shape: str, layers: int | None, json_file: Path | None, **settings: Any
+    ops: tuple[str, ...],
+    shape: str,
+    layers: int | None,
+    cubins: bool,
+    json_file: Path | None,
+    **settings: Any,
 ) -> None:
     """Our CPU kernels alone, at a model's shapes, against the machine's limits.
 
     OPS: matmul, attention, linear-attention; all of them when none is named. Products with packed weights:
     bytes and multiply-adds a second in every format, and the error against the dequantized product.
     Attention: decode and prefill, sparse and dense. Linear attention: beside ONNX Runtime's operator.
+
+    --cubins needs the extra jetson-export and no GPU: it compiles for sm_87 and runs nothing.
     """
     from cpm_edge.benchmarks.kernels.run import Settings, run
     from cpm_edge.benchmarks.report import check_file
     from cpm_edge.benchmarks.shape import Shape
 
     check_file(json_file)
+    if cubins:
+        if ops:
+            raise click.UsageError(f"--cubins: expected no OPS beside it, got {' '.join(ops)}")
+        from cpm_edge.benchmarks.kernels.cubins import report_cubins
+
+        report_cubins(87).publish(json_file)
+        return
     run(Shape.open(shape).changed(layers=layers), Settings(ops=ops or OPS, **settings)).publish(json_file)

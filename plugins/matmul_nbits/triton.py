@@ -1,0 +1,99 @@
+"""``cpm.MatMulNBits`` on NVIDIA GPUs: float16 activations, packed weights of 4 or 2 bits, float32 sums.
+
+Weights lie as ``spans.py`` says. A product sums code - zero, small integers that float16 holds exactly,
+within a group, and meets the scale in float32: the weights are never rounded to a scaled float16.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def nbits_gemv(
+    x, codes, scales, zeros, y, m, n, k, row_bytes,
+    BITS: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, ZERO: tl.constexpr,
+    BLOCK_N: tl.constexpr, SPANS: tl.constexpr,
+):  # fmt: skip
+    """y (m, n) = x (m, k) . weight^T, one row of x a program: for the few rows of a decode step.
+
+    Args:
+        row_bytes: of a row of codes; zeros is None for the constant zero point ZERO.
+        BLOCK_N, SPANS: rows and spans of a tile.
+    """
+    PARTS: tl.constexpr = 8 // BITS
+    PART: tl.constexpr = SPAN // PARTS
+    # Parts that lie in one group: all of them, unless groups are narrower than a span.
+    TOGETHER: tl.constexpr = GROUP // PART
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    x += tl.program_id(1).to(tl.int64) * k
+    y += tl.program_id(1).to(tl.int64) * n
+    lane = tl.arange(0, PART)
+    in_rows = rows < n
+    row_start = codes + rows.to(tl.int64)[:, None, None] * row_bytes
+    total = tl.zeros((BLOCK_N, SPANS), tl.float32)
+    for first in range(0, row_bytes // PART, SPANS):
+        spans = first + tl.arange(0, SPANS)
+        in_spans = spans < row_bytes // PART
+        where = spans[:, None] * PART + lane[None, :]
+        tile_mask = in_rows[:, None, None] & in_spans[None, :, None]
+        packed = tl.load(row_start + where[None, :, :], mask=tile_mask, other=0)
+        scale_mask = in_rows[:, None] & in_spans[None, :]
+        for g in tl.static_range(PARTS // TOGETHER):
+            group = spans * (SPAN // GROUP) + g
+            at = group[None, :] * n + rows[:, None]
+            scale = tl.load(scales + at, mask=scale_mask, other=0).to(tl.float32)
+            if zeros is None:
+                zero = tl.full((BLOCK_N, SPANS), ZERO, tl.float32)
+            else:
+                zero = tl.load(zeros + at, mask=scale_mask, other=0).to(tl.float32)
+            partial = tl.zeros((BLOCK_N, SPANS, PART), tl.float32)
+            for p in tl.static_range(TOGETHER):
+                part = g * TOGETHER + p
+                column = spans[:, None] * SPAN + part * PART + lane[None, :]
+                values = tl.load(x + column, mask=column < k, other=0).to(tl.float32)
+                code = ((packed >> (BITS * part)) & ((1 << BITS) - 1)).to(tl.float32)
+                partial += (code - zero[:, :, None]) * values[None, :, :]
+            total += tl.sum(partial, 2) * scale
+    tl.store(y + rows, tl.sum(total, 1).to(tl.float16), mask=in_rows)
+
+
+@triton.jit
+def nbits_gemm(
+    x, codes, scales, zeros, y, m, n, k, row_bytes,
+    BITS: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, ZERO: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The same product in tiles of BLOCK_M x BLOCK_N on tensor cores: for a chunk of a prompt."""
+    PARTS: tl.constexpr = 8 // BITS
+    PART: tl.constexpr = SPAN // PARTS
+    TOGETHER: tl.constexpr = GROUP // PART
+    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    tokens = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    lane = tl.arange(0, PART)
+    in_n, in_m = columns < n, tokens < m
+    weight = codes + columns.to(tl.int64)[:, None] * row_bytes + lane[None, :]
+    inputs = x + tokens.to(tl.int64)[:, None] * k
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for span in range(row_bytes // PART):
+        packed = tl.load(weight + span * PART, mask=in_n[:, None], other=0)
+        for g in tl.static_range(PARTS // TOGETHER):
+            at = (span * (SPAN // GROUP) + g) * n + columns
+            scale = tl.load(scales + at, mask=in_n, other=0).to(tl.float32)
+            if zeros is None:
+                zero = tl.full((BLOCK_N,), ZERO, tl.float16)
+            else:
+                zero = tl.load(zeros + at, mask=in_n, other=0).to(tl.float16)
+            partial = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+            for p in tl.static_range(TOGETHER):
+                part = g * TOGETHER + p
+                column = span * SPAN + part * PART + lane
+                values = tl.load(
+                    inputs + column[None, :], mask=in_m[:, None] & (column < k)[None, :], other=0
+                )
+                code = ((packed >> (BITS * part)) & ((1 << BITS) - 1)).to(tl.float16)
+                partial = tl.dot(values, tl.trans(code - zero[:, None]), partial)
+            total += partial * scale[None, :]
+    where = tokens.to(tl.int64)[:, None] * n + columns[None, :]
+    tl.store(y + where, total.to(tl.float16), mask=in_m[:, None] & in_n[None, :])
