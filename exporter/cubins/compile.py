@@ -17,6 +17,7 @@ from cpm_edge.exporter.cubins.toolchain import Toolchain, find_toolchain
 from cpm_edge.exporter.disk import disk_errors
 from cpm_edge.exporter.errors import ExportError
 from cpm_edge.plugins.kernel_config import KernelConfig
+from cpm_edge.plugins.linear_attention import launches as linear_attention
 from cpm_edge.plugins.matmul_nbits import launches as matmul_nbits
 from cpm_edge.runtimes.errors import missing_dependency
 
@@ -27,7 +28,8 @@ _FOREIGN = ("TRITON_", "PTXAS_", "DISABLE_", "LLVM_", "MLIR_", "NVPTX_")
 
 def shipped_configurations() -> list[KernelConfig]:
     """Every configuration that goes into a bundle, by name."""
-    return sorted(matmul_nbits.configurations(), key=lambda each: each.name)
+    found = [*linear_attention.configurations(), *matmul_nbits.configurations()]
+    return sorted(found, key=lambda each: each.name)
 
 
 def compile_cubins(
