@@ -1,8 +1,10 @@
 """The metadata is in setup.cfg; here are the native libraries.
 
-They need a C++17 compiler and nothing else: every instruction set is one source file with its own flags,
-chosen among at run time. CPM_EDGE_SANITIZE names sanitizers (address,undefined or thread) to build the
-kernels with; the OpenVINO extension is left out then, because OpenVINO does not run under them.
+The kernels need a C++17 compiler and nothing else: every instruction set is one source file with its own
+flags, chosen among at run time. The extensions of OpenVINO and TensorRT need the headers of both too.
+CPM_EDGE_TENSORRT_INCLUDE names the folder of NvInferRuntime.h, or several, separated as in PATH, instead of
+the installed ones. CPM_EDGE_SANITIZE names sanitizers (address,undefined or thread) to build the kernels
+with; the extensions are left out then, because the engines do not run under them.
 """
 
 from __future__ import annotations
@@ -10,6 +12,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -22,11 +27,24 @@ FOLDER = "cpm_edge.plugins.lib"
 # Optional: without a compiler the install goes on, and the runtime says what is lost.
 KERNELS = Extension(f"{FOLDER}.cpm_kernels", sources=[], optional=True)
 OPENVINO = Extension(f"{FOLDER}.cpm_openvino", sources=[], optional=True)
+# TensorRT plugins by the machine that they run on; bundles for a Jetson hold the one for aarch64.
+TENSORRT = {
+    machine: Extension(f"{FOLDER}.cpm_tensorrt-{machine}", sources=[], optional=True)
+    for machine in ("x86_64", "aarch64")
+}
+LINUX = sys.platform == "linux"
+# The newest C library and C++ library of JetPack 6.2, which is Ubuntu 22.04.
+NEWEST = {"GLIBC": (2, 35), "GLIBCXX": (3, 4, 30)}
 LOSS = """
 warning: cpm-edge goes on without {names}.
-Lost: cpm-export --flavour native and running such bundles; all else works. To have it, install a C++17
-compiler and openvino, then run: pip install --force-reinstall --no-deps --no-build-isolation .
+Lost: {lost}; all else works. To have it, install {needed}, then run:
+pip install --force-reinstall --no-deps --no-build-isolation .
 """
+NATIVE_LOSS = ("cpm-export --flavour native and running such bundles", "a C++17 compiler and openvino")
+TENSORRT_LOSS = (
+    "cpm-export --target jetson --flavour native",
+    "g++, g++-aarch64-linux-gnu and nlohmann-json3-dev (apt), kernel-lens and triton (extra jetson-export)",
+)
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 # Contraction would give the scalar path other roundings than the vector paths.
@@ -65,9 +83,16 @@ class BuildNative(build_ext):
 
     def run(self) -> None:
         super().run()
-        lost = [ext for ext in (KERNELS, OPENVINO) if not Path(self.get_ext_fullpath(ext.name)).exists()]
-        if lost and not SANITIZERS:
-            print(LOSS.format(names=" and ".join(ext.name for ext in lost)), file=sys.stderr)
+        if SANITIZERS:
+            return
+        self._warn([KERNELS, OPENVINO], *NATIVE_LOSS)
+        if LINUX:
+            self._warn(list(TENSORRT.values()), *TENSORRT_LOSS)
+
+    def _warn(self, wanted: list[Extension], lost: str, needed: str) -> None:
+        names = [ext.name for ext in wanted if not Path(self.get_ext_fullpath(ext.name)).exists()]
+        if names:
+            print(LOSS.format(names=" and ".join(names), lost=lost, needed=needed), file=sys.stderr)
 
     def build_extension(self, ext: Extension) -> None:
         output = Path(self.get_ext_fullpath(ext.name))
@@ -76,11 +101,16 @@ class BuildNative(build_ext):
         output.unlink(missing_ok=True)
         if ext is KERNELS:
             self._build_kernels(output)
+        elif SANITIZERS:
             return
-        found = importlib.util.find_spec("openvino")
-        kernels = Path(self.get_ext_fullpath(KERNELS.name))
-        if kernels.exists() and found is not None and found.origin is not None and not SANITIZERS:
-            self._build_openvino(output, Path(found.origin).parent, kernels)
+        elif ext is OPENVINO:
+            found = importlib.util.find_spec("openvino")
+            kernels = Path(self.get_ext_fullpath(KERNELS.name))
+            if kernels.exists() and found is not None and found.origin is not None:
+                self._build_openvino(output, Path(found.origin).parent, kernels)
+        elif LINUX:
+            machine = next(name for name, each in TENSORRT.items() if each is ext)
+            self._build_tensorrt(output, machine)
 
     @property
     def _msvc(self) -> bool:
@@ -131,6 +161,27 @@ class BuildNative(build_ext):
             raise CompileError(f"{package / 'libs'} has no lib{names[0]}.so and lib{names[1]}.so")
         self._link([*objects, *map(str, libraries), str(kernels)], output, ["-Wl,-rpath,$ORIGIN"])
 
+    def _build_tensorrt(self, output: Path, machine: str) -> None:
+        """Compile TensorRT's plugins for one machine; neither TensorRT nor CUDA is linked."""
+        compiler = _compiler(machine)
+        folder = SOURCES / "tensorrt"
+        command = [
+            compiler,
+            *("-std=c++17", "-O1", "-g0", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra"),
+            *(f"-I{SOURCES}", *(f"-isystem{path}" for path in _tensorrt_includes())),
+            *map(str, sorted(folder.glob("*.cpp"))),
+            *("-o", str(output), "-ldl", "-pthread", "-Wl,--no-undefined"),
+            *(f"-Wl,-soname,{output.name}", f"-Wl,--version-script={folder / 'exports.map'}"),
+        ]
+        if subprocess.run(command).returncode:
+            raise CompileError(f"{compiler} failed on {folder}")
+        newer = _newer_than_jetpack(output.read_bytes())
+        if newer:
+            output.unlink()
+            raise CompileError(
+                f"{compiler}: expected at most {NEWEST} of JetPack 6.2, got {', '.join(newer)}"
+            )
+
     def _link(self, objects: list[str], output: Path, flags: list[str] | None = None) -> None:
         extra = [] if self._msvc else ["-pthread", *SANITIZE, *(flags or [])]
         self.compiler.link_shared_object(
@@ -138,4 +189,54 @@ class BuildNative(build_ext):
         )
 
 
-setup(ext_modules=[KERNELS, OPENVINO], cmdclass={"build_ext": BuildNative})
+def _compiler(machine: str) -> str:
+    """The C++ compiler for a machine.
+
+    Raises:
+        CompileError: there is none.
+    """
+    native = machine == platform.machine()
+    name = os.environ.get("CXX", "g++") if native else f"{machine}-linux-gnu-g++"
+    if shutil.which(name) is None:
+        raise CompileError(f"{name} is not installed")
+    return name
+
+
+def _tensorrt_includes() -> list[str]:
+    """Folders of NvInferRuntime.h and of the CUDA headers that it includes: of wheels or of the system.
+
+    Raises:
+        CompileError: one of them is not to be found.
+    """
+    named = os.environ.get("CPM_EDGE_TENSORRT_INCLUDE")
+    candidates = {
+        "NvInferRuntime.h": [
+            _in_package("kernel_lens", "include/tensorrt"),
+            *Path("/usr/include").glob("*-linux-gnu"),
+        ],
+        "cuda.h": [_in_package("triton", "backends/nvidia/include"), Path("/usr/local/cuda/include")],
+    }
+    found = named.split(os.pathsep) if named else []
+    for header, folders in candidates.items():
+        if any((Path(folder) / header).is_file() for folder in found):
+            continue
+        folder = next((folder for folder in folders if folder and (folder / header).is_file()), None)
+        if folder is None:
+            raise CompileError(f"{header} is not installed")
+        found.append(str(folder))
+    return found
+
+
+def _in_package(package: str, folder: str) -> Path | None:
+    spec = importlib.util.find_spec(package)
+    return Path(spec.origin).parent / folder if spec and spec.origin else None
+
+
+def _newer_than_jetpack(library: bytes) -> list[str]:
+    """Versions of the C and C++ libraries that a shared library needs and JetPack lacks."""
+    needed = {match.decode() for match in re.findall(rb"\0(GLIBC(?:XX)?_[0-9.]+)(?=\0)", library)}
+    versions = {each: tuple(map(int, each.partition("_")[2].split("."))) for each in needed}
+    return sorted(each for each, version in versions.items() if version > NEWEST[each.partition("_")[0]])
+
+
+setup(ext_modules=[KERNELS, OPENVINO, *TENSORRT.values()], cmdclass={"build_ext": BuildNative})
