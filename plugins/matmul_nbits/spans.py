@@ -12,6 +12,8 @@ columns, and a dot product needs no interleaving.
 Scales lie the other way round, because the kernels read those of many rows and one group at a time. Where
 the columns are not whole spans (2 bits in groups of 32), the rest has the zero point as its code and 0 as its
 scale.
+
+With 8 bits a row is one group: codes (N, K) as they are, zero point 128, and scales (1, N).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from cpm_edge.plugins.kernel_config import ALIGNMENT
 from cpm_edge.plugins.matmul_nbits.spec import NBitsShape
 
 Bytes = npt.NDArray[np.uint8]
@@ -38,6 +41,20 @@ class Spans:
     codes: Bytes
     scales: npt.NDArray[np.float16]
     zeros: Bytes | None
+
+
+def check_shape(shape: NBitsShape) -> None:
+    """Refuse a format that no kernel takes.
+
+    Raises:
+        ValueError: as ``span_of``; with 8 bits, groups within a row, or columns that 16 does not divide.
+    """
+    if shape.bits != 8:
+        span_of(shape.bits, shape.group)
+    elif shape.group:
+        raise ValueError(f"group: expected 0, one scale a row, with 8 bits, got {shape.group}")
+    elif shape.cols % ALIGNMENT:
+        raise ValueError(f"columns: expected a multiple of {ALIGNMENT} with 8 bits, got {shape.cols}")
 
 
 def span_of(bits: int, group: int) -> int:
@@ -65,9 +82,12 @@ def pack_spans(
     Raises:
         ValueError: a format that the kernels do not take, or zeros that do not fit it.
     """
-    span = span_of(shape.bits, shape.group)
+    check_shape(shape)
     if shape.symmetric is not (zeros is None):
         raise ValueError(f"zeros: expected {'none' if shape.symmetric else 'some'} for {shape}")
+    if shape.bits == 8:
+        return Spans(np.ascontiguousarray(codes), _by_group(scales.astype(np.float16), 1, 0), None)
+    span = span_of(shape.bits, shape.group)
     width = -(-shape.cols // span) * span
     filled = np.full((shape.rows, width), shape.zero, np.uint8)
     filled[:, : shape.cols] = codes
@@ -85,6 +105,8 @@ def pack_spans(
 
 def unpack_codes(shape: NBitsShape, packed: Bytes) -> Bytes:
     """Codes (rows, cols) of ``Spans.codes``."""
+    if shape.bits == 8:
+        return packed
     span = span_of(shape.bits, shape.group)
     spans = packed.reshape(len(packed), -1, 1, span * shape.bits // 8)
     shifts = (shape.bits * np.arange(8 // shape.bits, dtype=np.uint8))[:, None]

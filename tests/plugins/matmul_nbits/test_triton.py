@@ -7,15 +7,67 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpm_edge.plugins.matmul_nbits.launches import configurations
-from cpm_edge.plugins.matmul_nbits.spans import pack_spans, span_of, unpack_codes
+from cpm_edge.plugins.launch_plan import distinct
+from cpm_edge.plugins.matmul_nbits.launches import configurations, matmul_plan
+from cpm_edge.plugins.matmul_nbits.spans import GROUPS, pack_spans, span_of, unpack_codes
 from cpm_edge.plugins.matmul_nbits.spec import NBitsShape
 from tests.support.interpreted import run_interpreted
 
 
 def test_every_kernel_in_the_interpreter() -> None:
-    passed = run_interpreted("tests/plugins/matmul_nbits/interpreted.py")
-    assert passed == len(configurations()) + 4
+    assert run_interpreted("tests/plugins/matmul_nbits/interpreted.py") == 37
+
+
+def test_the_shipped_configurations_are_those_of_plans() -> None:
+    shapes = [NBitsShape(64, 256, bits, group) for bits in (2, 4) for group in GROUPS]
+    shapes += [NBitsShape(64, 256, 4, group, symmetric=False) for group in GROUPS]
+    plans = [matmul_plan(shape) for shape in (*shapes, NBitsShape(64, 256, 8, 0))]
+    assert distinct(plans) == sorted(configurations(), key=lambda each: each.name)
+
+
+@pytest.mark.parametrize(
+    ("rows", "name", "grid"),
+    [
+        *[(1, "nbits_gemv_int8", (1, 5, 1)), (4, "nbits_gemv_int8", (4, 5, 1))],
+        *[(5, "nbits_gemm_int8_16x64", (2, 1, 1)), (32, "nbits_gemm_int8_16x64", (4, 1, 1))],
+        *[(33, "nbits_gemm_int8_64x64", (2, 1, 1)), (512, "nbits_gemm_int8_64x64", (16, 1, 1))],
+    ],
+)
+def test_kernels_by_the_number_of_rows(rows: int, name: str, grid: tuple[int, int, int]) -> None:
+    launch = matmul_plan(NBitsShape(77, 48, 8, 0)).variant(rows).launches[0]
+    assert (launch.kernel.name, launch.grid(rows)) == (name, grid)
+
+
+@pytest.mark.parametrize(("cols", "bytes_a_row"), [(192, 48), (96, 32)])
+def test_rows_of_codes_are_whole_spans(cols: int, bytes_a_row: int) -> None:
+    shape = NBitsShape(3, cols, 2, 32)
+    packed = pack_spans(shape, np.ones((3, cols), np.uint8), np.ones((3, shape.groups), np.float16), None)
+    launch = matmul_plan(shape).variant(1).launches[0]
+    assert launch.arguments["row_bytes"] == packed.codes.shape[1] == bytes_a_row
+
+
+def test_bytes_lie_as_they_are() -> None:
+    codes = np.arange(96, dtype=np.uint8).reshape(2, 48)
+    shape = NBitsShape(2, 48, 8, 0)
+    packed = pack_spans(shape, codes, np.array([[1], [2]], np.float16), None)
+    assert packed.codes.tolist() == codes.tolist() == unpack_codes(shape, packed.codes).tolist()
+    assert packed.scales.tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (NBitsShape(2, 40, 8, 0), "columns: expected a multiple of 16 with 8 bits, got 40"),
+        (NBitsShape(2, 64, 8, 32), "group: expected 0, one scale a row, with 8 bits, got 32"),
+        (NBitsShape(2, 256, 4, 256), "group: expected one of 32, 64, 128, got 256"),
+        (NBitsShape(2, 64, 4, 0), "group: expected one of 32, 64, 128, got 0"),
+    ],
+)
+def test_shapes_without_a_kernel_are_refused(shape: NBitsShape, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        matmul_plan(shape)
+    with pytest.raises(ValueError, match=message):
+        pack_spans(shape, np.zeros((2, shape.cols), np.uint8), np.ones((2, 1), np.float16), None)
 
 
 @given(st.sampled_from([2, 4]), st.sampled_from([32, 64, 128]), st.integers(1, 9), st.integers(1, 5))
