@@ -19,6 +19,7 @@ from cpm_edge.exporter.errors import ExportError
 from cpm_edge.plugins.kernel_config import KernelConfig
 from cpm_edge.plugins.linear_attention import launches as linear_attention
 from cpm_edge.plugins.matmul_nbits import launches as matmul_nbits
+from cpm_edge.plugins.sparse_attention import launches as sparse_attention
 from cpm_edge.runtimes.errors import missing_dependency
 
 WORKER = "cpm_edge.exporter.cubins.worker"
@@ -28,7 +29,8 @@ _FOREIGN = ("TRITON_", "PTXAS_", "DISABLE_", "LLVM_", "MLIR_", "NVPTX_")
 
 def shipped_configurations() -> list[KernelConfig]:
     """Every configuration that goes into a bundle, by name."""
-    found = [*linear_attention.configurations(), *matmul_nbits.configurations()]
+    ops = (linear_attention, matmul_nbits, sparse_attention)
+    found = [config for op in ops for config in op.configurations()]
     return sorted(found, key=lambda each: each.name)
 
 
