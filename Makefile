@@ -51,7 +51,11 @@ sanitize: package  ## kernel tests with address, undefined-behaviour and thread 
 	CPM_EDGE_KERNELS=$(CURDIR)/build/tsan/cpm_edge/plugins/lib/libcpm_kernels.so \
 	setarch -R $(BIN)/python -m pytest --capture=sys -k "(thread or pool or session) and not fork" $(KERNEL_TESTS)
 
-lint: package  ## ruff and mypy
+.typings: setup.cfg .ci/tensorrt_typings.py $(VENV)/requirements.stamp
+	$(BIN)/python .ci/tensorrt_typings.py $@
+	touch $@
+
+lint: package .typings  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(PACKAGES:%=-p cpm_edge.%)
@@ -68,7 +72,7 @@ readme: package  ## write the table of models in README.md anew
 package: $(VENV)/package.stamp  ## .venv with cpm-edge, its extras and the tools
 
 clean:  ## remove what was built or cached, but not .venv
-	rm -rf build dist *.egg-info .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .demo .typings .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean  ## remove .venv too

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib
 import os
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cpm_edge.runtimes.errors import BackendError, BundleError, ContextError
@@ -16,19 +18,43 @@ if TYPE_CHECKING:
     from cpm_edge.runtimes.model import Model
     from cpm_edge.runtimes.session import Engine
 
-__all__ = ["load", "open_engine"]
+__all__ = ["build", "load", "open_engine"]
 
 MOST_THREADS = 1024
 
 # Each module has open_engine(bundle, *, device, threads, max_context) -> Engine.
-_ENGINES = {"ort": "cpm_edge.runtimes.ort", "aipc": "cpm_edge.runtimes.openvino"}
-_NATIVE = "cpm_edge.runtimes.openvino_native"
+_TENSORRT = "cpm_edge.runtimes.tensorrt"
+_ENGINES = {
+    "ort": "cpm_edge.runtimes.ort",
+    "aipc": "cpm_edge.runtimes.openvino",
+    "jetson": _TENSORRT,
+    "rtx": _TENSORRT,
+}
+_NATIVE = {"aipc": "cpm_edge.runtimes.openvino_native"}
+# Targets whose engine is built on the device; they run on its GPU.
+_BUILT = ("jetson", "rtx")
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """An engine in the cache folder.
+
+    Attributes:
+        seconds: that its build took; placement: "engine", "inputs" or "streamed", where the weights are.
+        new: it was built now; False when it was there already.
+    """
+
+    path: Path
+    nbytes: int
+    seconds: float
+    placement: str
+    new: bool
 
 
 def load(
     path: str | os.PathLike[str],
     *,
-    device: str = "CPU",
+    device: str | None = None,
     threads: int | None = None,
     max_context: int | None = None,
     check: bool = False,
@@ -38,7 +64,8 @@ def load(
 
     Args:
         path: the bundle folder.
-        device: "CPU", "GPU", "NPU" or "cuda", as far as the bundle's target has them.
+        device: "CPU", "GPU", "NPU" or "cuda", as far as the bundle's target has them. None is "cuda" for
+            jetson and rtx, and "CPU" for the others.
         threads: CPU threads; None leaves it to the engine.
         max_context: a smaller context than the bundle's, to save cache memory.
         check: hash every file again instead of trusting what was checked before.
@@ -72,8 +99,29 @@ def load(
     return model
 
 
+def build(path: str | os.PathLike[str], *, check: bool = False) -> BuildReport:
+    """Build the engine of a jetson or rtx bundle into the user's cache folder, without running it.
+
+    Raises:
+        BundleError: the bundle is damaged, or its target has nothing to build.
+        BackendError: the engine or the GPU is missing, or the build fails; see tensorrt.open_engine.
+    """
+    from cpm_edge.runtimes.bundle import open_bundle
+
+    bundle = open_bundle(path, check=check)
+    if bundle.manifest.target not in _BUILT:
+        raise BundleError(
+            f"target {bundle.manifest.target}: there is no engine to build",
+            hint="Run it without --build-only; bundles of --target jetson and rtx have one.",
+        )
+    from cpm_edge.runtimes import tensorrt
+
+    cached, new = tensorrt.build(bundle)
+    return BuildReport(cached.path, cached.nbytes, cached.seconds, cached.placement.value, new)
+
+
 def open_engine(
-    bundle: Bundle, device: str = "CPU", threads: int | None = None, max_context: int | None = None
+    bundle: Bundle, device: str | None = None, threads: int | None = None, max_context: int | None = None
 ) -> Engine:
     """The bundle's engine alone, without tokenizer; ``load`` is what applications call.
 
@@ -88,7 +136,9 @@ def open_engine(
             hint="This version of the runtime has no engine for that target; export for another --target.",
         )
     if bundle.manifest.flavour == "native":
-        module = _NATIVE
+        module = _NATIVE.get(bundle.manifest.target, module)
+    if device is None:
+        device = "cuda" if bundle.manifest.target in _BUILT else "CPU"
     engine: Engine = importlib.import_module(module).open_engine(
         bundle, device=device, threads=threads, max_context=max_context
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import sys
@@ -22,6 +23,7 @@ Examples:
   cpm-run bundle/ --prompt "Once upon" --raw --max-new-tokens 50
   cpm-run bundle/ --think --hide-thought               chat with a thinking model
   cat question.txt | cpm-run bundle/ --json            one JSON object
+  cpm-run bundle/ --build-only                         build the engine on a Jetson, run later
   cpm-run bundle/ --temperature 0.8 --top-p 0.8 --seed 1 --stats
 """
 
@@ -34,7 +36,7 @@ Examples:
 @click.option("--system", metavar="TEXT", help="A system message.")
 @click.option("--think/--no-think", default=None, help="Switch thinking, for models that have the switch.")
 @click.option("--hide-thought", is_flag=True, help="Print answers without the thought before them.")
-@click.option("--device", default="CPU", show_default=True, help="CPU, GPU, NPU or cuda.")
+@click.option("--device", help="CPU, GPU, NPU or cuda.  [default: cuda for jetson and rtx bundles, else CPU]")
 @click.option("--flavour", type=click.Choice(["native", "stock"]), help="Where the bundle holds both.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the engine's choice]")
 @click.option("--max-context", type=click.IntRange(min=1), help="A smaller context than the bundle's.")
@@ -54,6 +56,7 @@ Examples:
 @click.option("--special", is_flag=True, help="Show special tokens such as <|im_end|>.")
 @click.option("--stats", is_flag=True, help="Print times, rates and memory on stderr.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@click.option("--build-only", is_flag=True, help="Build and keep the engine of a jetson or rtx bundle.")
 @click.option("--check", is_flag=True, help="Hash every file of the bundle again.")
 @report_errors
 def main(
@@ -64,12 +67,13 @@ def main(
     system: str | None,
     think: bool | None,
     hide_thought: bool,
-    device: str,
+    device: str | None,
     flavour: str | None,
     threads: int | None,
     max_context: int | None,
     stats: bool,
     as_json: bool,
+    build_only: bool,
     check: bool,
     **sampling: Any,
 ) -> None:
@@ -78,6 +82,11 @@ def main(
     Without --prompt it chats on a terminal, and otherwise takes stdin as the prompt. Options left out come
     from the bundle's generation_config.json.
     """
+    if build_only:
+        if chat or prompt is not None:
+            raise click.UsageError("--build-only runs nothing: leave --chat and --prompt out")
+        _build(bundle, check, as_json)
+        return
     interactive = chat or (prompt is None and sys.stdin.isatty())
     _check_usage(interactive, prompt=prompt, raw=raw, system=system, as_json=as_json, think=think)
     _keep_printing()
@@ -96,6 +105,17 @@ def main(
         else:
             stream = _ask(model, text, system, raw, think, options)
             _print_answer(stream, as_json, stats, hide_thought)
+
+
+def _build(bundle: str, check: bool, as_json: bool) -> None:
+    from cpm_edge.runtimes import build
+
+    report = build(bundle, check=check)
+    if as_json:
+        click.echo(json.dumps({**dataclasses.asdict(report), "path": str(report.path)}))
+        return
+    done = f"built in {report.seconds:.0f} s" if report.new else "there already"
+    click.echo(f"engine: {report.path} ({report.nbytes / 1e6:.0f} MB, {done})")
 
 
 def _check_usage(

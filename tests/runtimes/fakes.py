@@ -177,15 +177,19 @@ def manifest(files: dict[str, Any], **changes: Any) -> Manifest:
     return Manifest(**(fields | changes), files=files)
 
 
-def make_bundle(folder: Path, texts: Mapping[str, Any] | None = None, **changes: Any) -> Path:
+def make_bundle(
+    folder: Path, texts: Mapping[str, Any] | None = None, model: bool = True, **changes: Any
+) -> Path:
     """A bundle whose model is a few bytes of nothing, for use with FakeEngine.
 
     Args:
         texts: contents of JSON files, instead of the usual ones.
+        model: write those bytes; False where the folder holds a model already.
         changes: fields of the manifest.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.onnx").write_bytes(b"not really a model")
+    if model:
+        (folder / "model.onnx").write_bytes(b"not really a model")
     byte_level_tokenizer().save(str(folder / "tokenizer.json"))
     usual = {
         "config.json": {"eos_token_id": 1},

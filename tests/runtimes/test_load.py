@@ -51,7 +51,7 @@ def test_what_load_refuses(tmp_path: Path, opened: list[dict[str, Any]]) -> None
         load(folder, threads=0)
     with pytest.raises(BundleError, match="flavour: the bundle holds stock, asked for native"):
         load(folder, flavour="native")
-    with pytest.raises(BundleError, match="target: expected one of aipc, ort, got 'abacus'"):
+    with pytest.raises(BundleError, match="target: expected one of aipc, jetson, ort, rtx, got 'abacus'"):
         load(make_bundle(tmp_path / "c", target="abacus"))
     assert opened == []
     load(folder, flavour="stock")
