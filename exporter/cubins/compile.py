@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -97,10 +98,16 @@ def _run_worker(toolchain: Toolchain, configs: Sequence[KernelConfig], folder: P
             env=_environment(toolchain, cache),
         )
     if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-        raise ExportError(f"cubins: the Triton compiler failed: {last[0]}")
+        raise ExportError(f"cubins: the Triton compiler failed: {_reason(done.stderr, done.returncode)}")
     found: list[dict[str, Any]] = json.loads(done.stdout)
     return found
+
+
+def _reason(stderr: str, status: int) -> str:
+    """One line: the first exception, because Triton's own, which follow, end with a drawing of the source."""
+    lines = [each for each in stderr.splitlines() if each.strip()]
+    errors = [each for each in lines if re.match(r"[\w.]*(Error|Exception)\b", each)]
+    return errors[0] if errors else [f"exit status {status}", *lines][-1]
 
 
 def _environment(toolchain: Toolchain, cache: str) -> dict[str, str]:

@@ -11,6 +11,23 @@ import triton.language as tl
 
 
 @triton.jit
+def _half_code(packed, shift: tl.constexpr, BITS: tl.constexpr):
+    """1024 + code as float16: the ten bits after the point of 0x6400, which is 1024, count ones.
+
+    No conversion of integers, which runs at a fraction of the rate of other instructions.
+    """
+    code = (packed.to(tl.int32) >> shift) & ((1 << BITS) - 1)
+    return (code | 0x6400).to(tl.uint16).to(tl.float16, bitcast=True)
+
+
+@triton.jit
+def _float_code(packed, shift: tl.constexpr, BITS: tl.constexpr):
+    """2^23 + code as float32, in the same way."""
+    code = (packed.to(tl.int32) >> shift) & ((1 << BITS) - 1)
+    return (code | 0x4B000000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def nbits_gemv(
     x, codes, scales, zeros, y, m, n, k, row_bytes,
     BITS: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, ZERO: tl.constexpr,
@@ -46,15 +63,15 @@ def nbits_gemv(
             at = group[None, :] * n + rows[:, None]
             scale = tl.load(scales + at, mask=scale_mask, other=0).to(tl.float32)
             if zeros is None:
-                zero = tl.full((BLOCK_N, SPANS), ZERO, tl.float32)
+                zero = tl.full((BLOCK_N, SPANS), 8388608 + ZERO, tl.float32)
             else:
-                zero = tl.load(zeros + at, mask=scale_mask, other=0).to(tl.float32)
+                zero = tl.load(zeros + at, mask=scale_mask, other=0).to(tl.float32) + 8388608
             partial = tl.zeros((BLOCK_N, SPANS, PART), tl.float32)
             for p in tl.static_range(TOGETHER):
                 part = g * TOGETHER + p
                 column = spans[:, None] * SPAN + part * PART + lane[None, :]
                 values = tl.load(x + column, mask=column < k, other=0).to(tl.float32)
-                code = ((packed >> (BITS * part)) & ((1 << BITS) - 1)).to(tl.float32)
+                code = _float_code(packed, BITS * part, BITS)
                 partial += (code - zero[:, :, None]) * values[None, :, :]
             total += tl.sum(partial, 2) * scale
     tl.store(y + rows, tl.sum(total, 1).to(tl.float16), mask=in_rows)
@@ -95,9 +112,9 @@ def nbits_gemm(
             at = (span * (SPAN // GROUP) + g) * n + columns
             scale = tl.load(scales + at, mask=in_n, other=0).to(tl.float32)
             if zeros is None:
-                zero = tl.full((BLOCK_N,), ZERO, tl.float16)
+                zero = tl.full((BLOCK_N,), 1024 + ZERO, tl.float16)
             else:
-                zero = tl.load(zeros + at, mask=in_n, other=0).to(tl.float16)
+                zero = tl.load(zeros + at, mask=in_n, other=0).to(tl.float16) + 1024
             partial = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
             for p in tl.static_range(TOGETHER):
                 part = g * TOGETHER + p
@@ -105,7 +122,7 @@ def nbits_gemm(
                 values = tl.load(
                     inputs + column[:, None], mask=(column < k)[:, None] & in_m[None, :], other=0
                 )
-                code = ((packed >> (BITS * part)) & ((1 << BITS) - 1)).to(tl.float16)
+                code = _half_code(packed, BITS * part, BITS)
                 partial = tl.dot(code - zero[:, None], values, partial)
             total += partial * scale[:, None]
     where = tokens.to(tl.int64)[None, :] * n + columns[:, None]
@@ -128,7 +145,7 @@ def int8_gemv(
         in_k = column < k
         code = tl.load(row_start + column[None, :], mask=in_rows[:, None] & in_k[None, :], other=0)
         values = tl.load(x + column, mask=in_k, other=0).to(tl.float32)
-        total += (code.to(tl.float32) - ZERO) * values[None, :]
+        total += (_float_code(code, 0, 8) - (8388608 + ZERO)) * values[None, :]
     scale = tl.load(scales + rows, mask=in_rows, other=0).to(tl.float32)
     tl.store(y + rows, (tl.sum(total, 1) * scale).to(tl.float16), mask=in_rows)
 
@@ -150,7 +167,7 @@ def int8_gemm(
         in_k = column < k
         code = tl.load(weight + column[None, :], mask=in_n[:, None] & in_k[None, :], other=0)
         values = tl.load(inputs + column[:, None], mask=in_k[:, None] & in_m[None, :], other=0)
-        total = tl.dot(code.to(tl.float16) - ZERO, values, total)
+        total = tl.dot(_half_code(code, 0, 8) - (1024 + ZERO), values, total)
     scale = tl.load(scales + columns, mask=in_n, other=0).to(tl.float32)
     where = tokens.to(tl.int64)[None, :] * n + columns[:, None]
     tl.store(y + where, (total * scale[:, None]).to(tl.float16), mask=in_n[:, None] & in_m[None, :])
