@@ -344,5 +344,5 @@ class TensorRtEngine(Engine):
         """In the opposite order of making; contexts before their engine, the engine before its runtime."""
         while self._closing:
             self._closing.pop()()
-        for name in ("_contexts", "stepper", "_engine", "_runtime"):
+        for name in ("_engine", "_runtime"):
             self.__dict__.pop(name, None)

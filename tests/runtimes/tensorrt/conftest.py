@@ -76,6 +76,7 @@ def tiny_bundle(tmp_path: Path) -> MakeBundle:
         name: str = "bundle",
         plugins: bool = False,
         extra: dict[str, bytes] | None = None,
+        library: bytes = b"\x7fELF and so on",
         **engine: Any,
     ) -> Bundle:
         folder = tmp_path / name
@@ -85,7 +86,7 @@ def tiny_bundle(tmp_path: Path) -> MakeBundle:
             (folder / file).write_bytes(data)
         if plugins:
             (folder / "plugins").mkdir()
-            (folder / "plugins/libcpm_tensorrt.so").write_bytes(b"\x7fELF and so on")
+            (folder / "plugins/libcpm_tensorrt.so").write_bytes(library)
         return open_bundle(make_bundle(folder, model=False, **manifest_of(tiny, plugins, engine)))
 
     return make

@@ -19,7 +19,7 @@ import numpy.typing as npt
 Work = Callable[[], None]
 
 
-class cudaError_t(enum.IntEnum):
+class Status(enum.IntEnum):
     cudaSuccess = 0
     cudaErrorInvalidValue = 1
     cudaErrorMemoryAllocation = 2
@@ -29,14 +29,14 @@ class cudaError_t(enum.IntEnum):
     cudaErrorStreamCaptureUnsupported = 900
 
 
-class cudaMemcpyKind(enum.IntEnum):
+class MemcpyKind(enum.IntEnum):
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
     cudaMemcpyDeviceToDevice = 3
 
 
 _SIDES = {1: ("host", "device"), 2: ("device", "host"), 3: ("device", "device")}
-OK = cudaError_t.cudaSuccess
+OK = Status.cudaSuccess
 
 
 @dataclass
@@ -66,7 +66,7 @@ class FakeCuda:
         refused: functions that return an error, by name.
     """
 
-    cudaMemcpyKind = cudaMemcpyKind
+    cudaMemcpyKind = MemcpyKind
     cudaStreamNonBlocking = 1
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=2)
     cudaDeviceAttr = SimpleNamespace(
@@ -80,7 +80,7 @@ class FakeCuda:
         self.facts = {"major": sm // 10, "minor": sm % 10, "integrated": int(integrated)}
         self.count = count
         self.calls: list[str] = []
-        self.refused: dict[str, cudaError_t] = {}
+        self.refused: dict[str, Status] = {}
         self.blocks: dict[str, dict[int, npt.NDArray[np.uint8]]] = {"device": {}, "host": {}}
         self.streams: dict[int, Stream] = {}
         self.graphs = 0
@@ -114,11 +114,11 @@ class FakeCuda:
         """What a kernel launch does."""
         self._put(self.streams[stream], work)
 
-    def cudaGetErrorString(self, status: cudaError_t) -> tuple[Any, ...]:
+    def cudaGetErrorString(self, status: Status) -> tuple[Any, ...]:
         return OK, status.name.encode()
 
     def cudaGetDeviceCount(self) -> tuple[Any, ...]:
-        return (OK, self.count) if self.count else (cudaError_t.cudaErrorNoDevice, None)
+        return (OK, self.count) if self.count else (Status.cudaErrorNoDevice, None)
 
     def cudaSetDevice(self, device: int) -> tuple[Any, ...]:
         return (OK,)
@@ -134,7 +134,7 @@ class FakeCuda:
 
     def cudaMalloc(self, nbytes: int) -> tuple[Any, ...]:
         if self._used() + nbytes > self.total:
-            return cudaError_t.cudaErrorMemoryAllocation, None
+            return Status.cudaErrorMemoryAllocation, None
         return OK, self._allocate("device", nbytes)
 
     def cudaHostAlloc(self, nbytes: int, flags: int) -> tuple[Any, ...]:
@@ -147,7 +147,7 @@ class FakeCuda:
         return self._free("host", address)
 
     def cudaMemcpyAsync(
-        self, target: int, source: int, nbytes: int, kind: cudaMemcpyKind, stream: Stream
+        self, target: int, source: int, nbytes: int, kind: MemcpyKind, stream: Stream
     ) -> tuple[Any, ...]:
         return self.cudaMemcpy2DAsync(target, nbytes, source, nbytes, nbytes, 1, kind, stream)
 
@@ -159,11 +159,11 @@ class FakeCuda:
         source_pitch: int,
         width: int,
         height: int,
-        kind: cudaMemcpyKind,
+        kind: MemcpyKind,
         stream: Stream,
     ) -> tuple[Any, ...]:
         if width > min(target_pitch, source_pitch):
-            return (cudaError_t.cudaErrorInvalidValue,)
+            return (Status.cudaErrorInvalidValue,)
         source_side, target_side = _SIDES[kind]
 
         def work() -> None:
@@ -191,7 +191,7 @@ class FakeCuda:
     def cudaStreamSynchronize(self, stream: Stream) -> tuple[Any, ...]:
         if stream.capturing is not None:
             stream.broken = True
-            return (cudaError_t.cudaErrorStreamCaptureUnsupported,)
+            return (Status.cudaErrorStreamCaptureUnsupported,)
         pending, stream.pending = stream.pending, []
         for work in pending:
             work()
@@ -207,7 +207,7 @@ class FakeCuda:
         work, stream.capturing = stream.capturing, None
         broken, stream.broken = stream.broken, False
         if broken:
-            return cudaError_t.cudaErrorStreamCaptureUnsupported, None
+            return Status.cudaErrorStreamCaptureUnsupported, None
         self.graphs += 1
         return OK, Graph(work)
 

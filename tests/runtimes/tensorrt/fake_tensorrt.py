@@ -19,7 +19,7 @@ from onnx.external_data_helper import load_external_data_for_model
 
 from tests.runtimes.tensorrt.fake_cuda import FakeCuda
 
-TYPES = {
+TYPES: dict[int, Any] = {
     onnx.TensorProto.FLOAT: np.float32,
     onnx.TensorProto.FLOAT16: np.float16,
     onnx.TensorProto.INT32: np.int32,
@@ -27,17 +27,17 @@ TYPES = {
 }
 
 
-class Severity(enum.IntEnum):
+class Severities(enum.IntEnum):
     INTERNAL_ERROR = 0
     ERROR = 1
     WARNING = 2
     INFO = 3
 
 
-class ILogger:
-    Severity = Severity
+class Logger:
+    Severity = Severities
 
-    def log(self, severity: Severity, msg: str) -> None:
+    def log(self, severity: Severities, msg: str) -> None:
         raise NotImplementedError
 
 
@@ -80,7 +80,7 @@ class FakeTensorRt:
         refuse_capture: what a step says while the stream is captured; empty to allow it.
     """
 
-    ILogger = ILogger
+    ILogger = Logger
     IProgressMonitor = IProgressMonitor
     TensorIOMode = TensorIOMode
     MemoryPoolType = MemoryPoolType
@@ -107,13 +107,13 @@ class FakeTensorRt:
     def nptype(self, dtype: int) -> Any:
         return TYPES[dtype]
 
-    def Builder(self, logger: ILogger) -> FakeBuilder:
+    def Builder(self, logger: Logger) -> FakeBuilder:
         return FakeBuilder(self, logger)
 
-    def OnnxParser(self, network: FakeNetwork, logger: ILogger) -> FakeParser:
+    def OnnxParser(self, network: FakeNetwork, logger: Logger) -> FakeParser:
         return FakeParser(self, network)
 
-    def Runtime(self, logger: ILogger) -> FakeRuntime:
+    def Runtime(self, logger: Logger) -> FakeRuntime:
         return FakeRuntime(self, logger)
 
     def get_plugin_registry(self) -> FakeRegistry:
@@ -222,7 +222,7 @@ class FakeConfig:
 
 
 class FakeBuilder:
-    def __init__(self, module: FakeTensorRt, logger: ILogger) -> None:
+    def __init__(self, module: FakeTensorRt, logger: Logger) -> None:
         self.module = module
         self.logger = logger
 
@@ -247,7 +247,7 @@ class FakeBuilder:
         monitor.phase_finish("Tactics")
         monitor.phase_finish("Building")
         for line in self.module.build_errors:
-            self.logger.log(Severity.ERROR, line)
+            self.logger.log(Severities.ERROR, line)
         if self.module.build_errors:
             return None
         header = {
@@ -255,11 +255,12 @@ class FakeBuilder:
             "profiles": config.profiles,
             "streamed": BuilderFlag.WEIGHT_STREAMING in config.flags,
         }
-        return json.dumps(header).encode() + b"\n" + network.model.SerializeToString()
+        model: bytes = network.model.SerializeToString()
+        return json.dumps(header).encode() + b"\n" + model
 
 
 class FakeRuntime:
-    def __init__(self, module: FakeTensorRt, logger: ILogger) -> None:
+    def __init__(self, module: FakeTensorRt, logger: Logger) -> None:
         self.module = module
         self.logger = logger
 
@@ -268,11 +269,11 @@ class FakeRuntime:
         try:
             header = json.loads(head)
         except ValueError:
-            self.logger.log(Severity.ERROR, "Error Code 1: Serialization (magicTag does not match)")
+            self.logger.log(Severities.ERROR, "Error Code 1: Serialization (magicTag does not match)")
             return None
         if header["version"] != self.module.__version__:
             self.logger.log(
-                Severity.ERROR,
+                Severities.ERROR,
                 "The engine plan file is not compatible with this version of TensorRT, expecting library "
                 f"version {self.module.__version__} got {header['version']}, please rebuild.",
             )
@@ -281,7 +282,7 @@ class FakeRuntime:
 
 
 class FakeEngine:
-    def __init__(self, module: FakeTensorRt, logger: ILogger, header: dict[str, Any], model: bytes) -> None:
+    def __init__(self, module: FakeTensorRt, logger: Logger, header: dict[str, Any], model: bytes) -> None:
         self.module, self.logger = module, logger
         self.profiles = header["profiles"]
         graph = onnx.load_model_from_string(model).graph
@@ -301,13 +302,13 @@ class FakeEngine:
         return len(self.values)
 
     def get_tensor_name(self, index: int) -> str:
-        return list(self.values)[index]
+        return str(list(self.values)[index])
 
     def get_tensor_mode(self, name: str) -> TensorIOMode:
         return TensorIOMode.INPUT if name in self.inputs else TensorIOMode.OUTPUT
 
     def get_tensor_dtype(self, name: str) -> int:
-        return self.values[name].type.tensor_type.elem_type
+        return int(self.values[name].type.tensor_type.elem_type)
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return shape_of(self.values[name])
@@ -383,4 +384,4 @@ class FakeContext:
             cuda.view(addresses[name], raw.nbytes)[:] = raw
 
     def _log(self, line: str) -> None:
-        self.engine.logger.log(Severity.ERROR, line)
+        self.engine.logger.log(Severities.ERROR, line)

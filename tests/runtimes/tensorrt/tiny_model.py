@@ -41,19 +41,20 @@ class TinyModel:
         self.hidden, self.capacity = hidden, capacity
         rng = np.random.default_rng(5)
 
-        def matrix(rows: int, columns: int) -> ARRAY:
-            values = rng.standard_normal((rows, columns)) * 1.5 / np.sqrt(rows)
-            return values.astype(np.float16).astype(np.float32)
+        def matrix(rows: int, columns: int, factor: float = 1.0) -> ARRAY:
+            values = rng.standard_normal((rows, columns)) * factor * 1.5 / np.sqrt(rows)
+            rounded: ARRAY = values.astype(np.float16).astype(np.float32)
+            return rounded
 
         self.weights: dict[str, ARRAY] = {
-            "embedding": matrix(VOCAB, hidden) * 8,
+            "embedding": matrix(VOCAB, hidden, 8),
             "positions": matrix(capacity, hidden),
             "q": matrix(hidden, HEADS * SIZE),
             "k": matrix(hidden, KV_HEADS * SIZE),
             "v": matrix(hidden, KV_HEADS * SIZE),
             "o": matrix(HEADS * SIZE, hidden),
-            "rq": matrix(hidden, SIZE) / 8,
-            "rk": matrix(hidden, SIZE) / 8,
+            "rq": matrix(hidden, SIZE, 1 / 8),
+            "rk": matrix(hidden, SIZE, 1 / 8),
             "rv": matrix(hidden, SIZE),
             "ro": matrix(SIZE, hidden),
             "head": matrix(hidden, VOCAB),
