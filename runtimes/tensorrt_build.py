@@ -234,8 +234,9 @@ def _load_timings(config: trt.IBuilderConfig, path: Path | None) -> None:
         return
     data = path.read_bytes() if path.is_file() else b""
     cache = config.create_timing_cache(data)
-    # None: the file is damaged or of another version. It then begins anew.
-    config.set_timing_cache(cache or config.create_timing_cache(b""), ignore_mismatch=False)
+    # A damaged file gives none, one of another board of the same compute capability is refused: begin anew.
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
 
 
 def _save_timings(config: trt.IBuilderConfig, path: Path | None) -> None:

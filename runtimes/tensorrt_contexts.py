@@ -84,7 +84,11 @@ class Contexts:
                 + self._api.log.text(),
                 hint="Build the engine anew: cpm-run BUNDLE --build-only",
             )
-        context.set_device_memory(self._memory.address, max(self.workspace, 1))
+        if hasattr(context, "set_device_memory"):
+            context.set_device_memory(self._memory.address, max(self.workspace, 1))
+        else:  # the first releases of TensorRT 10 take the address alone
+            first: Any = context
+            first.device_memory = self._memory.address
         return context
 
     def _save_kernels(self) -> None:
