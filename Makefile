@@ -51,7 +51,9 @@ sanitize: package  ## kernel tests with address, undefined-behaviour and thread 
 	CPM_EDGE_KERNELS=$(CURDIR)/build/tsan/cpm_edge/plugins/lib/libcpm_kernels.so \
 	setarch -R $(BIN)/python -m pytest --capture=sys -k "(thread or pool or session) and not fork" $(KERNEL_TESTS)
 
-.typings: setup.cfg .ci/tensorrt_typings.py $(VENV)/requirements.stamp
+# Without what it requires: TensorRT itself, whose wheels download more from elsewhere.
+.typings: .ci/tensorrt_typings.py $(VENV)/requirements.stamp
+	$(PIP) install --quiet --no-deps tensorrt-stubs==10.13.0.35.1
 	$(BIN)/python .ci/tensorrt_typings.py $@
 	touch $@
 
