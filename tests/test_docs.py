@@ -27,7 +27,7 @@ MEASUREMENTS: dict[str, click.Command] = {
 }
 ALL = {**COMMANDS, "cpm-bench": cpm_edge.benchmarks.cli.main, **MEASUREMENTS}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-OF_OTHERS = {"--index-url", "--no-build-isolation", "--no-deps"}
+OF_OTHERS = {"--index-url", "--no-build-isolation", "--no-deps", "--system-site-packages"}
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
