@@ -21,7 +21,8 @@ ALLOWED = {
 }
 # More for the files of plugins that need it, by file name.
 BODY = {"onnx_ir", "onnxscript"}
-PLUGIN_FILES = {"body.py": BODY, "latent_body.py": BODY, "triton.py": {"triton"}}
+TRITON = ("triton", "triton_append", "triton_attend", "triton_select", "triton_tiles")
+PLUGIN_FILES = {"body.py": BODY, "latent_body.py": BODY} | {f"{name}.py": {"triton"} for name in TRITON}
 
 FILES = [path for package in PACKAGES for path in source_files(package)]
 

@@ -15,16 +15,18 @@ from cpm_edge.benchmarks.commands.options import (
     shape_options,
     threads_option,
 )
+from cpm_edge.exporter.cubins.toolchain import PLATFORMS
 from cpm_edge.runtimes.console import report_errors
 
 OPS = ("matmul", "attention", "linear-attention")
+SMS = [str(sm) for sm in sorted(PLATFORMS)]
 EXAMPLES = """
 \b
 Examples:
   cpm-bench kernels
   cpm-bench kernels matmul --shape minicpm4-8b --threads 4
   cpm-bench kernels attention --context 8192,131072 --json attention.json
-  cpm-bench kernels --cubins
+  cpm-bench kernels --cubins --sm 110
 """
 
 
@@ -54,6 +56,9 @@ Examples:
     is_flag=True,
     help="Instead: compile the kernels of Jetson, and print registers, spills, shared memory and occupancy.",
 )
+@click.option(
+    "--sm", default="87", type=click.Choice(SMS), help="Of --cubins: 87 is Orin, 110 Thor; others are cards."
+)
 @repeat_option
 @threads_option
 @json_option
@@ -63,6 +68,7 @@ def kernels(
     shape: str,
     layers: int | None,
     cubins: bool,
+    sm: str,
     json_file: Path | None,
     **settings: Any,
 ) -> None:
@@ -72,7 +78,7 @@ def kernels(
     bytes and multiply-adds a second in every format, and the error against the dequantized product.
     Attention: decode and prefill, sparse and dense. Linear attention: beside ONNX Runtime's operator.
 
-    --cubins needs the extra jetson-export and no GPU: it compiles for sm_87 and runs nothing.
+    --cubins needs the extra jetson-export and no GPU: it compiles for --sm and runs nothing.
     """
     from cpm_edge.benchmarks.kernels.run import Settings, run
     from cpm_edge.benchmarks.report import check_file
@@ -84,6 +90,6 @@ def kernels(
             raise click.UsageError(f"--cubins: expected no OPS beside it, got {' '.join(ops)}")
         from cpm_edge.benchmarks.kernels.cubins import report_cubins
 
-        report_cubins(87).publish(json_file)
+        report_cubins(int(sm)).publish(json_file)
         return
     run(Shape.open(shape).changed(layers=layers), Settings(ops=ops or OPS, **settings)).publish(json_file)

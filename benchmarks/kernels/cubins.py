@@ -23,7 +23,7 @@ def report_cubins(sm: int) -> Report:
         index = compile_cubins(Path(folder), sm)
     report = Report("kernels", {"cubins": True, "sm": sm})
     report.tables.append(_table(index))
-    report.results["cubins"] = [each.to_json() | {"occupancy": each.occupancy()} for each in index.cubins]
+    report.results["cubins"] = [each.to_json() | {"occupancy": each.occupancy(sm)} for each in index.cubins]
     report.versions |= {"triton": index.triton, "ptxas": index.toolchain.version, "ptx": index.ptx}
     report.notes.append("compiled, not run: occupancy is theoretical, and there are no times here")
     return report
@@ -31,13 +31,14 @@ def report_cubins(sm: int) -> Report:
 
 def _table(index: Index) -> Table:
     made_by = f"Triton {index.triton}, ptxas {index.toolchain.version}, PTX {index.ptx}"
-    table = Table(title=f"cubins for sm_{index.toolchain.platform.sm} ({made_by})", title_justify="left")
+    sm = index.toolchain.platform.sm
+    table = Table(title=f"cubins for sm_{sm} ({made_by})", title_justify="left")
     table.add_column("kernel")
     for column in ("warps", "stages", "registers", "spills", "shared memory", "occupancy", "bytes"):
         table.add_column(column, justify="right")
     for each in index.cubins:
         config = each.config
         cells = (config.warps, config.stages, each.registers, each.stack_bytes, each.shared_bytes)
-        occupancy = f"{each.occupancy():.0%}"
+        occupancy = f"{each.occupancy(sm):.0%}"
         table.add_row(config.name, *map(str, cells), occupancy, f"{each.bytes:,}")
     return table

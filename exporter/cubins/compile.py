@@ -41,6 +41,7 @@ def compile_cubins(
     """Compile into ``folder``, which exists, as NAME.cubin and index.json.
 
     Args:
+        sm: 87 (Orin) or 110 (Thor), or of a card that kernels are checked on: ``toolchain.PLATFORMS``.
         configs: by default all that are shipped.
         ptxas: instead of the installed one.
 
@@ -85,7 +86,7 @@ def _check(config: KernelConfig, found: dict[str, Any]) -> None:
 def _run_worker(toolchain: Toolchain, configs: Sequence[KernelConfig], folder: Path) -> list[dict[str, Any]]:
     request = {
         "sm": toolchain.platform.sm,
-        "ptx": toolchain.platform.ptx,
+        "ptx": toolchain.platform.ptxas.ptx,
         "folder": str(folder.resolve()),
         "configs": [each.to_json() for each in configs],
     }
@@ -117,5 +118,7 @@ def _environment(toolchain: Toolchain, cache: str) -> dict[str, str]:
         "TRITON_CACHE_DIR": cache,
         "TRITON_DEFAULT_FP_FUSION": "1",
         "TRITON_DISABLE_LINE_INFO": "1",
+        # Triton asks for its second one from sm_90 on.
         "TRITON_PTXAS_PATH": str(toolchain.ptxas),
+        "TRITON_PTXAS_BLACKWELL_PATH": str(toolchain.ptxas),
     }

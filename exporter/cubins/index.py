@@ -1,7 +1,7 @@
 """``index.json`` beside the cubins: everything that a launcher without Python must know of each.
 
-Keys of the file: ``format_version`` (1), ``sm``, ``jetpack``, ``triton``, ``ptxas``, ``ptx`` and
-``kernels``, in the order that they were asked for. A kernel has ``name``, ``file``, ``bytes`` and
+Keys of the file: ``format_version`` (1), ``sm``, ``jetpack`` (null: a card), ``triton``, ``ptxas``, ``ptx``
+and ``kernels``, in the order that they were asked for. A kernel has ``name``, ``file``, ``bytes`` and
 ``sha256``; ``entry``, the symbol;
 ``parameters`` in order (``name``, ``type``, ``aligned``: a multiple of 16); ``grid``, three axes, each a
 product of ceil(parameter / divisor); ``threads`` and ``warps`` of a block; ``stages`` of its loads;
@@ -18,12 +18,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cpm_edge.exporter.cubins.occupancy import WARP, occupancy
 from cpm_edge.exporter.cubins.toolchain import Toolchain
 from cpm_edge.plugins.kernel_config import KernelConfig
 
 FORMAT_VERSION = 1
 FILE = "index.json"
-WARP = 32
 
 
 @dataclass(frozen=True)
@@ -66,18 +66,10 @@ class Cubin:
             "constants": config["constants"],
         }
 
-    def occupancy(self) -> float:
-        """The share of an sm_87 multiprocessor's warps that are resident, 0 to 1, in theory.
-
-        Limits of compute capability 8.7 (CUDA C++ Programming Guide, technical specifications): 48 warps,
-        16 blocks, 64 Ki registers given out to a warp in 256s and to four warps at a time, 164 KiB of shared
-        memory in 128s with 1 KiB a block for the system.
-        """
-        warps = self.config.warps
-        warp_registers = -(-self.registers * WARP // 256) * 256
-        by_registers = (65536 // warp_registers) // 4 * 4 // warps
-        by_shared = (164 << 10) // (-(-self.shared_bytes // 128) * 128 + 1024)
-        return min(16, 48 // warps, by_registers, by_shared) * warps / 48
+    def occupancy(self, sm: int) -> float:
+        """The share of a multiprocessor's warps that are resident, 0 to 1, in theory."""
+        usage = {"warps": self.config.warps, "registers": self.registers, "shared_bytes": self.shared_bytes}
+        return occupancy(sm, **usage)
 
 
 @dataclass(frozen=True)

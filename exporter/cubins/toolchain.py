@@ -12,25 +12,43 @@ from cpm_edge.exporter.errors import ExportError
 
 
 @dataclass(frozen=True)
+class Ptxas:
+    """A wheel with an assembler at ``path`` in package ``nvidia``; ``ptx`` is its newest PTX, times ten."""
+
+    package: str
+    path: str
+    ptx: int
+
+
+@dataclass(frozen=True)
 class Platform:
     """What a device runs.
 
     Attributes:
         sm: compute capability times ten.
-        cuda: major and minor version of the CUDA of its oldest supported JetPack.
-        ptx: the newest PTX version of that CUDA, times ten.
-        ptxas_package: the wheel that has that CUDA's assembler.
+        jetpack: the oldest supported one; None for cards, on which kernels are only checked and measured.
+        cuda: major and minor version of its CUDA, or of the oldest driver that is expected on a card.
+        ptxas: no newer than this CUDA.
     """
 
     sm: int
-    jetpack: str
+    jetpack: str | None
     cuda: tuple[int, int]
-    ptx: int
-    ptxas_package: str
+    ptxas: Ptxas
 
 
-# CUDA 12.6 and PTX 8.5: CUDA Toolkit 12.6 release notes and PTX ISA 8.5; JetPack 6.2: its release notes.
-PLATFORMS = {87: Platform(87, "JetPack 6.2", (12, 6), 85, "nvidia-cuda-nvcc-cu12==12.6.85")}
+# PTX versions: release notes of the PTX ISA. 13.0 is the first CUDA that knows Thor as sm_110; its wheel is
+# smaller than that of 13.2, which JetPack 7.2 has.
+_CUDA_12 = Ptxas("nvidia-cuda-nvcc-cu12==12.6.85", "cuda_nvcc/bin/ptxas", 85)
+_CUDA_13 = Ptxas("nvidia-cuda-nvcc==13.0.88", "cu13/bin/ptxas", 90)
+
+# CUDA of JetPack 6.2 and 7.2: their release notes. Orin on JetPack 7.2 runs the cubins of 6.2.
+PLATFORMS = {
+    87: Platform(87, "JetPack 6.2", (12, 6), _CUDA_12),
+    110: Platform(110, "JetPack 7.2", (13, 2), _CUDA_13),
+    **{sm: Platform(sm, None, (12, 6), _CUDA_12) for sm in (80, 86, 89, 90)},
+    120: Platform(120, None, (13, 2), _CUDA_13),
+}
 
 
 @dataclass(frozen=True)
@@ -57,15 +75,15 @@ def find_toolchain(sm: int, ptxas: Path | None = None) -> Toolchain:
         ExportError: none is installed, it does not run, or it is newer than the platform's CUDA.
     """
     platform = platform_of(sm)
-    path = ptxas or _installed_ptxas()
-    hint = f"pip install {platform.ptxas_package}"
+    path = ptxas or _installed(platform.ptxas)
+    hint = f"pip install {platform.ptxas.package}"
     if path is None:
         raise ExportError(f"ptxas of CUDA {_dotted(platform.cuda)} is not installed", hint=hint)
     version = ptxas_version(path)
     if tuple(map(int, version.split(".")[:2])) > platform.cuda:
         raise ExportError(
             f"{path}: expected ptxas of CUDA {_dotted(platform.cuda)} or older for sm_{sm} "
-            f"({platform.jetpack}), got {version}",
+            f"({platform.jetpack or 'a card'}), got {version}",
             hint=hint,
         )
     return Toolchain(platform, path, version)
@@ -87,10 +105,10 @@ def ptxas_version(path: Path) -> str:
     return found[1]
 
 
-def _installed_ptxas() -> Path | None:
+def _installed(ptxas: Ptxas) -> Path | None:
     spec = find_spec("nvidia")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
-        path = Path(folder) / "cuda_nvcc/bin/ptxas"
+        path = Path(folder) / ptxas.path
         if path.is_file():
             return path
     return None

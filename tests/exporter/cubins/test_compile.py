@@ -11,8 +11,9 @@ import pytest
 
 from cpm_edge.exporter.cubins import toolchain
 from cpm_edge.exporter.cubins.compile import compile_cubins, shipped_configurations
-from cpm_edge.exporter.cubins.index import Cubin
+from cpm_edge.exporter.cubins.occupancy import LIMITS
 from cpm_edge.exporter.errors import ExportError
+from cpm_edge.plugins.linear_attention.launches import chunked
 from cpm_edge.plugins.matmul_nbits.launches import gemm, gemv
 
 ELF_CUDA = 190  # e_machine of a cubin
@@ -75,8 +76,8 @@ def test_a_newer_ptxas_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_ptxas_and_no_such_chip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ExportError, match="expected one of sm_87, got sm_90"):
-        compile_cubins(tmp_path, 90)
+    with pytest.raises(ExportError, match=r"expected one of sm_87, sm_110, .*, got sm_75"):
+        compile_cubins(tmp_path, 75)
     with pytest.raises(ExportError, match="did not run"):
         compile_cubins(tmp_path, ptxas=tmp_path / "none")
     monkeypatch.setattr(toolchain, "find_spec", lambda name: None)
@@ -84,14 +85,21 @@ def test_no_ptxas_and_no_such_chip(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         compile_cubins(tmp_path)
 
 
-# What NVIDIA's cuda_occupancy.h says for compute capability 8.7.
-@pytest.mark.parametrize(
-    ("warps", "registers", "shared", "percent"),
-    [(4, 39, 32, 100), (4, 124, 12288, 33), (4, 80, 71680, 17), (4, 80, 38912, 33), (8, 64, 38912, 67)],
-)
-def test_occupancy(warps: int, registers: int, shared: int, percent: int) -> None:
-    config = replace(gemv(4, 32), warps=warps)
-    assert round(100 * Cubin(config, "f", 0, "", shared, registers, 0).occupancy()) == percent
+def test_thor_has_an_assembler_of_its_own(tmp_path: Path) -> None:
+    index = compile_cubins(tmp_path, 110, [gemv(8, 0), chunked(64, 64)]).to_json()
+    assert (index["sm"], index["jetpack"], index["ptxas"], index["ptx"]) == (
+        110,
+        "JetPack 7.2",
+        "13.0.88",
+        "9.0",
+    )
+    assert all(each["stack_bytes"] == 0 for each in index["kernels"])
+
+
+def test_cards_are_no_jetsons() -> None:
+    jetsons = [sm for sm, platform in toolchain.PLATFORMS.items() if platform.jetpack]
+    assert jetsons == [87, 110]
+    assert sorted(toolchain.PLATFORMS) == sorted(LIMITS)
 
 
 def test_shipped_names_are_sorted() -> None:
