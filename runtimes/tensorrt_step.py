@@ -227,5 +227,5 @@ class Stepper:
 
 def _alias_hint(api: Api) -> str | None:
     if api.log.has("alias"):
-        return "Build the engine anew: cpm-run BUNDLE --build-only; see 'alias' in docs/jetson.md."
+        return "Build the engine anew: cpm-run BUNDLE --build-only; see 'updated in place' in docs/jetson.md."
     return None

@@ -73,13 +73,14 @@ def tiny_bundle(tmp_path: Path) -> MakeBundle:
 
     def make(
         tiny: TinyModel,
-        name: str = "bundle",
+        where: str = "bundle",
+        /,
         plugins: bool = False,
         extra: dict[str, bytes] | None = None,
         library: bytes = b"\x7fELF and so on",
         **engine: Any,
     ) -> Bundle:
-        folder = tmp_path / name
+        folder = tmp_path / where
         folder.mkdir()
         tiny.save(folder)
         for file, data in (extra or {}).items():

@@ -67,6 +67,7 @@ class NetworkDefinitionCreationFlag(enum.IntEnum):
 
 
 class ExecutionContextAllocationStrategy(enum.Enum):
+    STATIC = 0
     USER_MANAGED = 2
 
 
@@ -118,6 +119,54 @@ class FakeTensorRt:
 
     def get_plugin_registry(self) -> FakeRegistry:
         return FakeRegistry(self)
+
+
+class ComputeCapability(enum.Enum):
+    SM86 = 86
+    SM89 = 89
+
+
+class FakeTensorRtRtx(FakeTensorRt):
+    """The module ``tensorrt_rtx``: it builds for named chips and keeps the kernels that it compiles."""
+
+    ComputeCapability = ComputeCapability
+
+    def __init__(self, cuda: FakeCuda, version: str = "1.7.1.116") -> None:
+        super().__init__(cuda, version)
+        self.kernel_caches: list[FakeKernels] = []
+
+
+class FakeKernels:
+    """What was compiled, as text that grows."""
+
+    def __init__(self) -> None:
+        self.text = b""
+        self.taken: bytes | None = None
+
+    def deserialize(self, blob: bytes) -> bool:
+        self.taken = self.text = blob
+        return True
+
+    def serialize(self) -> bytes:
+        return self.text + b"kernel;"
+
+
+class FakeRuntimeConfig:
+    def __init__(self, module: FakeTensorRtRtx) -> None:
+        self.module = module
+        self.strategy: ExecutionContextAllocationStrategy | None = None
+        self.kernels: FakeKernels | None = None
+
+    def set_execution_context_allocation_strategy(self, strategy: ExecutionContextAllocationStrategy) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> FakeKernels:
+        self.module.kernel_caches.append(FakeKernels())
+        return self.module.kernel_caches[-1]
+
+    def set_runtime_cache(self, kernels: FakeKernels) -> bool:
+        self.kernels = kernels
+        return True
 
 
 class FakeRegistry:
@@ -195,6 +244,8 @@ class FakeConfig:
         self.features: dict[PreviewFeature, bool] = {}
         self.flags: set[BuilderFlag] = set()
         self.progress_monitor: Any = None
+        self.num_compute_capabilities = 0
+        self.capabilities: dict[int, ComputeCapability] = {}
         self.timings = b""
 
     def add_optimization_profile(self, profile: FakeProfile) -> int:
@@ -209,6 +260,11 @@ class FakeConfig:
 
     def set_flag(self, flag: BuilderFlag) -> None:
         self.flags.add(flag)
+
+    def set_compute_capability(self, capability: ComputeCapability, index: int) -> bool:
+        assert index < self.num_compute_capabilities
+        self.capabilities[index] = capability
+        return True
 
     def create_timing_cache(self, data: bytes) -> SimpleNamespace:
         return SimpleNamespace(serialize=lambda: data + b"measured;")
@@ -317,8 +373,17 @@ class FakeEngine:
         fixed = self.get_tensor_shape(name)
         return [tuple(dims) for dims in self.profiles[profile].get(name, (fixed,) * 3)]
 
-    def create_execution_context(self, strategy: ExecutionContextAllocationStrategy) -> FakeContext:
-        assert strategy is ExecutionContextAllocationStrategy.USER_MANAGED
+    def create_runtime_config(self) -> FakeRuntimeConfig:
+        assert isinstance(self.module, FakeTensorRtRtx)
+        return FakeRuntimeConfig(self.module)
+
+    def create_execution_context(
+        self, how: ExecutionContextAllocationStrategy | FakeRuntimeConfig
+    ) -> FakeContext:
+        if isinstance(how, FakeRuntimeConfig):
+            assert how.kernels is not None
+            how = how.strategy or ExecutionContextAllocationStrategy.STATIC
+        assert how is ExecutionContextAllocationStrategy.USER_MANAGED
         return FakeContext(self)
 
 
