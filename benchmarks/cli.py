@@ -6,6 +6,7 @@ import click
 
 from cpm_edge.benchmarks.commands.agreement import agreement
 from cpm_edge.benchmarks.commands.checkpoint import checkpoint
+from cpm_edge.benchmarks.commands.chips import chips_command
 from cpm_edge.benchmarks.commands.context import context
 from cpm_edge.benchmarks.commands.export import export
 from cpm_edge.benchmarks.commands.kernels import kernels
@@ -33,7 +34,7 @@ def main() -> None:
     """
 
 
-for command in (peers, context, kernels, agreement, perplexity, export, trace, checkpoint):
+for command in (peers, context, kernels, agreement, perplexity, export, trace, checkpoint, chips_command):
     main.add_command(command)
 
 

@@ -17,6 +17,7 @@ from cpm_edge.exporter.errors import ExportWarning
 from cpm_edge.exporter.options import (
     ACTIVATIONS,
     ATTENTION,
+    DEVICES,
     FLAVOURS,
     HEAD_FORMATS,
     KV_CACHE,
@@ -33,6 +34,7 @@ Examples:
   cpm-export --model openbmb/MiniCPM4-0.5B --target aipc --weight-format int4 -o minicpm4-int4
   cpm-export --model ./MiniCPM4.1-8B --target ort --attention sparse -o minicpm41
   cpm-export --model SmolLM2-135M-Instruct.Q4_1.gguf --target aipc --group-size 64 -o smollm2
+  cpm-export --model ./MiniCPM4-8B --plan --chip jetson-orin-nano-8gb
   cpm-export --list-models
 """
 
@@ -52,10 +54,23 @@ def _list_models(context: click.Context, _: click.Parameter, value: bool) -> Non
 
 @click.command(epilog=EXAMPLES, context_settings={"max_content_width": 100, "show_default": True})
 @click.option("-m", "--model", required=True, metavar="DIR|HF_ID|FILE.gguf", help="The checkpoint.")
-@click.option("-t", "--target", required=True, type=click.Choice(TARGETS), help="What the bundle runs on.")
+@click.option("-t", "--target", type=click.Choice(TARGETS), help="What the bundle runs on.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to make; must not exist.")
 @click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to make; must not exist."
+    "--plan",
+    "plan_only",
+    is_flag=True,
+    help="Write nothing: print sizes, memory and predicted speed, from config.json alone. Exit status 1 when "
+    "it does not fit.",
 )
+@click.option(
+    "--chip",
+    metavar="ID",
+    show_default="this machine",
+    help="With --plan: which chip; see cpm-bench chips.",
+)
+@click.option("--memory", type=float, metavar="GB", help="With --plan: in place of the chip's.")
+@click.option("--device", type=click.Choice(DEVICES), help="With --plan: of the chip.")
 @click.option(
     "--weight-format",
     default="auto",
@@ -129,9 +144,24 @@ def _list_models(context: click.Context, _: click.Parameter, value: bool) -> Non
 )  # fmt: skip
 @click.version_option(package_name="cpm-edge")
 @report_errors
-def main(as_json: bool, group_size: str | None, **arguments: Any) -> None:
+def main(
+    as_json: bool,
+    group_size: str | None,
+    plan_only: bool,
+    chip: str | None,
+    memory: float | None,
+    device: str | None,
+    **arguments: Any,
+) -> None:
     """Export a MiniCPM (or Llama) checkpoint to a bundle that cpm-run runs."""
-    options = ExportOptions(group_size=int(group_size) if group_size else None, **arguments)
+    arguments["group_size"] = int(group_size) if group_size else None
+    if plan_only:
+        from cpm_edge.exporter.plan_command import run_plan
+
+        run_plan(arguments, chip=chip or "auto", memory=memory, device=device, as_json=as_json)
+        return
+    _check_usage(arguments, {"--chip": chip, "--memory": memory, "--device": device})
+    options = ExportOptions(**arguments)
     check_packages(options.target, options.flavour)
     # Imported here, so that --help is instant and the check above comes first.
     from cpm_edge.exporter.export import export
@@ -152,6 +182,21 @@ def main(as_json: bool, group_size: str | None, **arguments: Any) -> None:
         click.echo(json.dumps(report, indent=2))
         return
     _print_summary(result)
+
+
+def _check_usage(arguments: dict[str, Any], for_plans: dict[str, object]) -> None:
+    """What an export needs and a plan does not, and the other way round.
+
+    Raises:
+        click.UsageError: an option too few or too many.
+    """
+    if arguments["target"] is None:
+        raise click.UsageError(f"Missing option '-t' / '--target'. Choose from: {', '.join(TARGETS)}")
+    if arguments["output"] is None:
+        raise click.UsageError("Missing option '-o' / '--output'.")
+    for option, value in for_plans.items():
+        if value is not None:
+            raise click.UsageError(f"{option}: expected together with --plan, got {value}")
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ HEAD_FORMATS = ("fp32", "fp16", "bf16", "int8")
 ATTENTION = ("auto", "dense", "sparse")
 KV_CACHE = ("fp32", "fp16", "int8")
 ACTIVATIONS = ("fp32", "int8")
+DEVICES = ("CPU", "GPU", "NPU")  # of a chip, for --plan
 FLAVOURS = ("stock", "native")
 
 

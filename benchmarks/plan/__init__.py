@@ -5,6 +5,11 @@ Needs numpy and nothing else of the toolkit.
 
 from cpm_edge.benchmarks.plan.catalog import chip, chips
 from cpm_edge.benchmarks.plan.chip import Chip, Device, Number, Prefill, Roofline
+from cpm_edge.benchmarks.plan.detect import detect
 from cpm_edge.benchmarks.plan.errors import PlanError
+from cpm_edge.benchmarks.plan.plan import Change, Plan, Question, plan
 
-__all__ = ["Chip", "Device", "Number", "PlanError", "Prefill", "Roofline", "chip", "chips"]
+__all__ = [
+    "Change", "Chip", "Device", "Number", "Plan", "PlanError", "Prefill", "Question", "Roofline",
+    "chip", "chips", "detect", "plan",
+]  # fmt: skip

@@ -32,26 +32,27 @@ class Number:
 
 @dataclass(frozen=True)
 class Roofline:
-    """What a decode step takes: ``bytes / bandwidth + fixed`` seconds.
+    """What a decode step takes: ``bytes / bandwidth + layers * layer`` seconds.
 
     Attributes:
         bandwidth: bytes a second that an engine reaches.
-        fixed: seconds a token that no byte explains.
+        layer: seconds a layer that no byte explains: launches, small operators.
         spread: half width of the printed interval, as a share of the speed.
         source: the runs that both were fitted to.
     """
 
     bandwidth: float
-    fixed: float
+    layer: float
     spread: float
     source: str
 
 
 @dataclass(frozen=True)
 class Prefill:
-    """Operations a second that a prompt reaches; ``spread`` and ``source`` as for decode."""
+    """What a prompt takes: ``operations / rate + layers * layer`` seconds; the rest as for decode."""
 
     rate: float
+    layer: float
     spread: float
     source: str
 
@@ -165,26 +166,24 @@ def parse_chip(content: Any, where: str) -> Chip:
 
 def _device(reader: _Reader, content: Any, where: str) -> Device:
     entry = reader.table(content, where, {"name", "fp16", "int8", "roofline", "prefill"})
-    roofline, prefill = entry["roofline"], entry["prefill"]
-    if roofline is not None:
-        at = f"{where}.roofline"
-        fields = reader.table(roofline, at, {"bandwidth", "fixed", "spread", "source"})
-        roofline = Roofline(
-            reader.positive(fields["bandwidth"], f"{at}.bandwidth"),
-            reader.positive(fields["fixed"], f"{at}.fixed", zero=True),
-            reader.positive(fields["spread"], f"{at}.spread", most=1),
-            reader.text(fields["source"], f"{at}.source"),
-        )
-    if prefill is not None:
-        at = f"{where}.prefill"
-        fields = reader.table(prefill, at, {"rate", "spread", "source"})
-        prefill = Prefill(
-            reader.positive(fields["rate"], f"{at}.rate"),
-            reader.positive(fields["spread"], f"{at}.spread", most=1),
-            reader.text(fields["source"], f"{at}.source"),
-        )
+    rate = _constants(reader, entry["roofline"], f"{where}.roofline", "bandwidth")
+    prompt = _constants(reader, entry["prefill"], f"{where}.prefill", "rate")
+    roofline = Roofline(*rate) if rate else None
+    prefill = Prefill(*prompt) if prompt else None
     peaks = {key: reader.number(entry[key], f"{where}.{key}") for key in ("fp16", "int8")}
     return Device(reader.text(entry["name"], f"{where}.name"), peaks, roofline, prefill)
+
+
+def _constants(reader: _Reader, value: Any, at: str, rate: str) -> tuple[float, float, float, str] | None:
+    if value is None:
+        return None
+    fields = reader.table(value, at, {rate, "layer", "spread", "source"})
+    return (
+        reader.positive(fields[rate], f"{at}.{rate}"),
+        reader.positive(fields["layer"], f"{at}.layer", zero=True),
+        reader.positive(fields["spread"], f"{at}.spread", most=1),
+        reader.text(fields["source"], f"{at}.source"),
+    )
 
 
 class _Reader:

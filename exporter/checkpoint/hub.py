@@ -60,6 +60,23 @@ def download(repo_id: str, revision: str | None) -> Path:
     )
 
 
+def download_config(repo_id: str, revision: str | None) -> Path:
+    """The local path of the repository's config.json, and nothing else of it.
+
+    Raises:
+        CheckpointError: as for ``download``.
+    """
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise CheckpointError(
+            f"{repo_id}: downloading needs the package huggingface_hub",
+            hint='pip install "cpm-edge[export]", or pass a local folder',
+        ) from error
+    with _hub_errors(repo_id, revision), _progress_on_terminals():
+        return Path(hf_hub_download(repo_id, "config.json", revision=revision))
+
+
 @contextmanager
 def _progress_on_terminals() -> Iterator[None]:
     from huggingface_hub.utils.tqdm import (

@@ -52,7 +52,7 @@ def test_an_unknown_chip_names_the_nearest() -> None:
         (("kind",), "phone", "kind: expected text like jetson|rtx|aipc|cpu"),
         (("devices",), {}, "devices: expected at least one"),
         (("devices", "TPU"), {}, "devices: expected no key 'TPU'"),
-        (("devices", "GPU", "roofline"), {"bandwidth": 1}, "GPU.roofline: expected key 'fixed'"),
+        (("devices", "GPU", "roofline"), {"bandwidth": 1}, "GPU.roofline: expected key 'layer'"),
         (("power_modes", "value"), [0], "power_modes.value: expected a number above 0"),
     ],
 )

@@ -1,0 +1,100 @@
+"""``cpm-export --plan``: what an export would give, from config.json alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from cpm_edge.benchmarks.plan import Plan, PlanError, Question, plan
+from cpm_edge.benchmarks.plan.text import missing, rows, to_json
+from cpm_edge.exporter.errors import ExportError
+from cpm_edge.exporter.registry import find_architecture
+
+WIDTH = 120
+
+
+def run_plan(
+    arguments: Mapping[str, Any], *, chip: str, memory: float | None, device: str | None, as_json: bool
+) -> None:
+    """Print a plan.
+
+    Args:
+        arguments: options of ``cpm-export`` by name.
+        chip: an id, or auto.
+        memory: gigabytes of the machine, in place of the chip's.
+
+    Raises:
+        ExportError: it cannot be planned, or it does not fit; the hint has what would make it fit.
+    """
+    config = read_config(arguments["model"], arguments["revision"])
+    find_architecture(config).config.from_dict(config)  # refuses what the exporter does not implement
+    names = {field.name for field in dataclasses.fields(Question)} & arguments.keys()
+    question = Question(
+        **{name: arguments[name] for name in names},
+        context=arguments["max_context"],
+        memory=int(memory * 1e9) if memory else None,
+        device=device,
+    )
+    try:
+        answer = plan(config, chip, question)
+    except PlanError as error:
+        raise ExportError(error.message, hint=error.hint) from error
+    _print(answer, as_json)
+    if answer.fits is False:
+        raise ExportError(f"does not fit: it takes {missing(answer)}", hint=_changes(answer))
+
+
+def read_config(ref: str, revision: str | None) -> dict[str, Any]:
+    """The parsed config.json of what ``--model`` names; nothing else is read or downloaded.
+
+    Raises:
+        ExportError: there is none.
+    """
+    from cpm_edge.exporter.checkpoint.hub import download_config
+    from cpm_edge.exporter.checkpoint.open import HUB_ID, open_checkpoint
+
+    path = Path(ref).expanduser()
+    if path.suffix.lower() == ".gguf" or (not path.exists() and not HUB_ID.fullmatch(ref)):
+        with open_checkpoint(ref) as checkpoint:
+            return dict(checkpoint.config)
+    if not path.exists():
+        path = download_config(ref, revision)
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExportError(
+            f"{file}: expected a config.json: {error}",
+            hint="a plan needs the config alone: a checkpoint's folder, or the file itself",
+        ) from error
+    if not isinstance(content, dict):
+        raise ExportError(f"{file}: expected an object, got {type(content).__name__}")
+    return content
+
+
+def _print(answer: Plan, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(to_json(answer), indent=2))
+        return
+    table = Table(show_header=False, box=None)
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column()
+    for name, value in rows(answer):
+        table.add_row(name, value)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(width=WIDTH, highlight=False)
+    console.print(table)
+
+
+def _changes(answer: Plan) -> str:
+    if not answer.advice:
+        return "no chip of this kind has the memory; choose a smaller model"
+    return "one of: " + "; ".join(each.option for each in answer.advice)

@@ -1,0 +1,135 @@
+"""Plans of every published config for every chip, and what they advise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cpm_edge.benchmarks.plan import PlanError, chips, plan
+from cpm_edge.benchmarks.plan.shape import ModelShape
+from cpm_edge.benchmarks.plan.text import rows, to_json
+from tests.source_tree import ROOT
+
+CONFIGS = sorted((ROOT / "tests/data/configs").glob("*.json"))
+EIGHT = ROOT / "tests/data/configs/minicpm4-8b.json"
+# Peak of a process (VmHWM), bytes, measured with two threads: config, target, flavour, context.
+MEASURED = [
+    ("minicpm4-0.5b", "aipc", "native", 512, 396 << 20),
+    ("minicpm4-0.5b", "aipc", "native", 2048, 417 << 20),
+    ("minicpm4-0.5b", "aipc", "stock", 512, 804 << 20),
+    ("minicpm4-0.5b", "aipc", "stock", 2048, 899 << 20),
+    ("minicpm4-0.5b", "ort", "", 512, 513 << 20),
+    ("minicpm4-0.5b", "ort", "", 2048, 568 << 20),
+    ("minicpm4-8b", "aipc", "native", 256, 4519 << 20),
+    ("minicpm4-8b", "aipc", "stock", 256, 9787 << 20),
+    ("minicpm4-8b", "ort", "", 256, 6978 << 20),
+    ("smollm2-135m", "aipc", "native", 2048, 241 << 20),
+    ("smollm2-135m", "aipc", "stock", 1024, 411 << 20),
+    ("smollm2-135m", "ort", "", 1024, 260 << 20),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_chip_has_an_answer(config: Path) -> None:
+    for chip in chips().values():
+        answer = plan(config, chip)
+        assert answer.memory.total == sum(
+            (answer.memory.weights, answer.memory.cache, answer.memory.workspace, answer.memory.base)
+        )
+        assert answer.fits is (None if chip.memory is None else answer.memory.total <= (answer.usable or 0))
+        assert answer.speeds and all(value for _, value in rows(answer))
+        for speed in to_json(answer)["speeds"]:
+            pair = speed["decode_tokens_per_second"]
+            assert pair is None or pair["low"] is None or pair["low"] < pair["high"] < 1.51 * pair["low"]
+        if answer.fits is False:
+            assert all(each.option for each in answer.advice)
+
+
+@pytest.mark.parametrize(("config", "target", "flavour", "context", "peak"), MEASURED)
+def test_memory_is_within_a_tenth_of_a_measured_process(
+    config: str, target: str, flavour: str, context: int, peak: int
+) -> None:
+    answer = plan(
+        ROOT / f"tests/data/configs/{config}.json", "core-ultra-7-258v", target=target, flavour=flavour,
+        context=context, device="CPU",
+    )  # fmt: skip
+    assert answer.memory.total == pytest.approx(peak, rel=0.1)
+
+
+def test_advice_makes_it_fit() -> None:
+    answer = plan(EIGHT, "jetson-orin-nano-8gb", weight_format="int8", context=8192)
+    assert answer.fits is False
+    assert next(each.option for each in answer.advice) == "--weight-format int4"
+    assert plan(EIGHT, "jetson-orin-nano-8gb", weight_format="int4", context=8192).fits
+    for change in answer.advice:
+        assert change.option.startswith("--chip") or change.total <= (answer.usable or 0)
+
+
+def test_the_longest_context_that_fits_is_advised() -> None:
+    asked = {"memory": int(6.2e9), "flavour": "native"}
+    answer = plan(EIGHT, "core-ultra-7-258v", **asked)
+    shorter = next(each.option for each in answer.advice if each.option.startswith("--max-context"))
+    tokens = int(shorter.split()[1])
+    assert plan(EIGHT, "core-ultra-7-258v", context=tokens, **asked).fits
+    assert not plan(EIGHT, "core-ultra-7-258v", context=tokens + 256, **asked).fits
+
+
+def test_two_changes_where_one_is_not_enough() -> None:
+    answer = plan(EIGHT, "core-ultra-7-258v", memory=int(7.5e9), device="CPU", weight_format="int8")
+    assert answer.advice and any(" and " in each.option for each in answer.advice)
+
+
+def test_memory_that_differs_is_unverified_until_it_is_said() -> None:
+    assert plan(EIGHT, "core-ultra-7-358h").fits is None
+    assert dict(rows(plan(EIGHT, "core-ultra-7-358h")))["fits"].startswith("unverified")
+    assert plan(EIGHT, "core-ultra-7-358h", memory=32 << 30).fits is True
+
+
+def test_sparse_attention_is_planned_beside_dense() -> None:
+    answer = plan(EIGHT, "jetson-agx-orin-64gb", attention="sparse", context=32768)
+    kinds = [(each.context, each.attention) for each in answer.speeds]
+    assert kinds == [(512, "dense"), (32768, "dense"), (32768, "sparse")]
+    dense, sparse = (each.decode.rate for each in answer.speeds[1:])
+    assert dense is not None and sparse is not None and sparse.high > dense.high
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters"),
+    [
+        ("minicpm4-8b", 8.19e9),
+        ("minicpm3-4b", 4.07e9),
+        ("minicpm-moe-8x2b", 13.87e9),
+        ("minicpm-sala", 9.48e9),
+    ],
+)
+def test_parameters(config: str, parameters: float) -> None:
+    shape = ModelShape.read(ROOT / f"tests/data/configs/{config}.json")
+    assert shape.parameters == pytest.approx(parameters, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("chip", "asked", "message"),
+    [
+        ("jetson-agx-orin-64gb", {"target": "aipc"}, "expected a chip for target aipc"),
+        ("core-ultra-7-258v", {"target": "jetson"}, "expected a chip for target jetson"),
+        ("jetson-agx-orin-64gb", {"device": "NPU"}, "--device: expected one of GPU"),
+        ("core-ultra-7-258v", {"context": 1 << 30}, "--max-context: expected at most 32768"),
+    ],
+)
+def test_questions_that_make_no_sense(chip: str, asked: dict[str, object], message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        plan(EIGHT, chip, **asked)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, "architectures: expected one of"),
+        ({"architectures": ["LlamaForCausalLM"]}, "hidden_size: expected a whole number above 0, got None"),
+        ("nowhere", "expected a config.json"),
+    ],
+)
+def test_configs_that_cannot_be_planned(config: object, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        plan(config, "jetson-agx-orin-64gb")  # type: ignore[arg-type]

@@ -1,0 +1,58 @@
+"""``cpm-export --plan`` as a user calls it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from click.testing import CliRunner, Result
+
+from cpm_edge.exporter.cli import main
+from tests.source_tree import ROOT
+
+CONFIGS = ROOT / "tests/data/configs"
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments, env={"COLUMNS": "200", "NO_COLOR": "1"})
+
+
+def test_a_plan_needs_the_config_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((CONFIGS / "minicpm4-8b.json").read_text())
+    result = run("-m", str(tmp_path), "--plan", "--chip", "jetson-agx-orin-64gb")
+    assert result.exit_code == 0, result.stderr
+    for text in ("weight file      4.87 GB", "1.07 GB for 32768 tokens", "tok/s", "fits             yes"):
+        assert text in result.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_what_does_not_fit_is_refused_with_changes() -> None:
+    result = run(
+        "-m", str(CONFIGS / "minicpm4-8b.json"), "--plan", "--chip", "jetson-orin-nano-8gb",
+        "--weight-format", "int8", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["fits"] is False
+    assert result.stderr.startswith("error: does not fit: it takes ")
+    assert "hint: one of: --weight-format int4" in result.stderr
+
+
+def test_options_of_an_export_hold_for_its_plan() -> None:
+    common = ("-m", str(CONFIGS / "minicpm4-8b.json"), "--plan", "--chip", "core-ultra-7-258v", "--json")
+    usual = json.loads(run(*common).stdout)
+    other = json.loads(run(*common, "--group-size", "128", "--kv-cache", "int8", "--flavour", "native",
+                           "--max-context", "4096").stdout)  # fmt: skip
+    assert (usual["formats"]["linear"], other["formats"]["linear"]) == ("int4 g32 sym", "int4 g128 sym")
+    assert (other["device"], other["cache_bytes"]["format"], other["context"]) == ("CPU", "int8", 4096)
+    assert other["weight_file_bytes"]["total"] < usual["weight_file_bytes"]["total"]
+
+
+def test_wrong_questions(tmp_path: Path) -> None:
+    config = str(CONFIGS / "minicpm4-8b.json")
+    unknown = run("-m", config, "--plan", "--chip", "orin-nano")
+    assert unknown.exit_code == 1 and "did you mean jetson-orin-nano-8gb" in unknown.stderr
+    assert "expected a config.json" in run("-m", str(tmp_path), "--plan", "--chip", "ddr5-laptop").stderr
+    lonely = run("-m", config, "-t", "ort", "-o", str(tmp_path / "x"), "--chip", "ddr5-laptop")
+    assert lonely.exit_code == 2 and "together with --plan" in lonely.stderr
+    assert "Missing option '-t'" in run("-m", config).stderr
+    assert "Missing option '-o'" in run("-m", config, "-t", "ort").stderr
