@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cpm_edge.plugins.kernel_config import Axis, KernelConfig, Parameter, Quotient
 from cpm_edge.plugins.sparse_attention.spec import SparseAttentionSpec
@@ -20,13 +20,15 @@ LEAST_ROWS = 16
 # Positions that one list of blocks serves, their choices bits 16 to 23 of an entry; and scores that are
 # ranked at once, for which blocks times positions must be registers.
 LIST_POSITIONS = 8
-LIST_SCORES = 1 << 14
+LIST_SCORES = 1 << 13
 SCORES_PER_WARP = 256
 # Windows and blocks of a tile of the selection.
 WINDOWS = 64
 SCORED_BLOCKS = 32
 # Programs that decode should have at least, to fill an AGX Orin's 16 multiprocessors twice.
 PROGRAMS = 32
+# New rows that are few: the end of a conversation's next question.
+FEW_ROWS = 32
 LARGEST_HEAD = 128
 
 _HALVES = ("query", "key", "value", "keys", "values", "pooled", "output")
@@ -64,6 +66,11 @@ class Tiling:
         return cls(1, rows, rows, max(2, power_of_two(-(-PROGRAMS // spec.kv_num_heads))))
 
     @classmethod
+    def few(cls, spec: SparseAttentionSpec, size: int, blocks: int) -> Tiling:
+        """Tiles of prefill, of which up to FEW_ROWS rows would not fill a chip, their keys split."""
+        return replace(cls.prefill(spec, size, blocks), splits=max(2, cls.decode(spec).splits // 2))
+
+    @classmethod
     def prefill(cls, spec: SparseAttentionSpec, size: int, blocks: int) -> Tiling:
         """As many positions as a tile holds; with lists of up to ``blocks`` blocks, as many as one serves."""
         if not blocks:
@@ -95,9 +102,8 @@ class AttentionKernels:
         instead = "choose the stock flavour"
         if spec.is_latent:
             raise ValueError(f"v_head_size: expected 0 for CUDA kernels, got {spec.v_head_size}; {instead}")
-        if not 1 <= self.size <= LARGEST_HEAD or self.size % 8:
-            expected = f"a multiple of 8 up to {LARGEST_HEAD}"
-            raise ValueError(f"head size: expected {expected}, got {self.size}; {instead}")
+        if not 1 <= self.size <= LARGEST_HEAD:
+            raise ValueError(f"head size: expected 1 to {LARGEST_HEAD}, got {self.size}; {instead}")
         unit = 16 if spec.is_dense else max(16, spec.block_size)
         if self.capacity < 1 or self.capacity % unit:
             raise ValueError(f"capacity: expected a multiple of {unit}, got {self.capacity}")
@@ -142,8 +148,8 @@ class AttentionKernels:
             f"attention_statistics_{self._selection_name(tiling)}{'_coarse' if coarse else ''}",
             "select.block_statistics",
             "query pooled past_length statistics rows kv_heads capacity dense_len splits scale",
-            self._selection(tiling) | _splits(tiling) | {"COARSE": coarse, "TILE": WINDOWS},
-            _grid(tiling, _split_axis(tiling)),
+            self._selection(tiling) | {"COARSE": coarse, "TILE": WINDOWS},
+            _grid(tiling, (Quotient("splits"),)),
             stages=2,
         )
 
@@ -161,6 +167,8 @@ class AttentionKernels:
     def select_blocks(self, tiling: Tiling) -> KernelConfig:
         """The lists of blocks of the tiles."""
         block, blocks = self.spec.block_size, power_of_two(self.blocks)
+        # More warps leave a thread 64 registers; scans of long rows need more.
+        most = 32 if tiling.positions >= 4 else 16
         return _config(
             f"attention_select_b{block}_n{blocks}_p{tiling.positions}",
             "select.select_blocks",
@@ -168,7 +176,7 @@ class AttentionKernels:
             " rows kv_heads capacity dense_len init_blocks local_blocks budget",
             {"POSITIONS": tiling.positions, "BLOCK": block, "N": blocks},
             _grid(tiling, ()),
-            warps=min(32, max(4, blocks * tiling.positions // SCORES_PER_WARP)),
+            warps=min(most, max(4, blocks * tiling.positions // SCORES_PER_WARP)),
         )
 
     def attend(self, tiling: Tiling) -> KernelConfig:
@@ -183,8 +191,8 @@ class AttentionKernels:
             "attend.attend",
             "query keys values past_length chosen counts output partial partial_statistics"
             " rows kv_heads capacity splits scale",
-            constants | _attention(tiling) | _splits(tiling) | dict.fromkeys(missing),
-            _grid(tiling, _split_axis(tiling)),
+            constants | _attention(tiling) | dict.fromkeys(missing) | ({} if split else {"splits": 1}),
+            _grid(tiling, (Quotient("splits"),) if split else ()),
             warps=max(4, tiling.rows // 16),
             stages=2,
         )
@@ -221,14 +229,6 @@ def power_of_two(number: int) -> int:
 
 def _attention(tiling: Tiling) -> Constants:
     return {"POSITIONS": tiling.positions, "HEADS": tiling.heads, "ROWS": tiling.rows}
-
-
-def _splits(tiling: Tiling) -> Constants:
-    return {"splits": 1} if tiling.splits == 1 else {}
-
-
-def _split_axis(tiling: Tiling) -> Axis:
-    return () if tiling.splits == 1 else (Quotient("splits"),)
 
 
 def _grid(tiling: Tiling, last: Axis) -> tuple[Axis, Axis, Axis]:

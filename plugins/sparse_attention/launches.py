@@ -20,7 +20,7 @@ from cpm_edge.plugins.launch_plan import (
     outputs,
     workspaces,
 )
-from cpm_edge.plugins.sparse_attention.kernel_configs import AttentionKernels, Tiling
+from cpm_edge.plugins.sparse_attention.kernel_configs import FEW_ROWS, AttentionKernels, Tiling
 from cpm_edge.plugins.sparse_attention.spec import SparseAttentionSpec
 
 INPUTS = ("query", "key", "value", "", "", "past_length")
@@ -34,7 +34,7 @@ _CAPACITIES = (32768, 131072)
 
 
 def plan(spec: SparseAttentionSpec, size: int, capacity: int) -> LaunchPlan:
-    """The launches of one layer: a variant for one new row, and one for any number.
+    """The launches of one layer: variants for one new row, for few, and for any number.
 
     Inputs and outputs are those of ``spec.py`` in its order, batch 1, float16, past_length int32;
     pooled_cache and present_pooled are there if the spec is sparse. Caches are updated in place.
@@ -47,16 +47,20 @@ def plan(spec: SparseAttentionSpec, size: int, capacity: int) -> LaunchPlan:
         ValueError: latent attention, or sizes that the kernels do not take.
     """
     kernels = AttentionKernels(spec, size, capacity)
-    decode, prefill = Tiling.decode(spec), Tiling.prefill(spec, size, kernels.blocks)
+    tilings: dict[int | None, Tiling] = {
+        1: Tiling.decode(spec),
+        FEW_ROWS: Tiling.few(spec, size, kernels.blocks),
+        None: Tiling.prefill(spec, size, kernels.blocks),
+    }
     variants = []
-    for limit, tiling in ((1, decode), (None, prefill)):
+    for limit, tiling in tilings.items():
         values = _arguments(spec, capacity, tiling)
         launches = (
             Launch(each, {parameter.name: values[parameter.name] for parameter in each.parameters})
             for each in kernels.in_order(tiling)
         )
         variants.append(Variant(limit, tuple(launches)))
-    return LaunchPlan(tuple(variants), _workspaces(kernels, decode, prefill))
+    return LaunchPlan(tuple(variants), _workspaces(kernels, tilings))
 
 
 def configurations() -> list[KernelConfig]:
@@ -89,13 +93,19 @@ def _arguments(spec: SparseAttentionSpec, capacity: int, tiling: Tiling) -> dict
     return inputs(*INPUTS) | outputs(*OUTPUTS) | scratch | numbers
 
 
-def _workspaces(kernels: AttentionKernels, decode: Tiling, prefill: Tiling) -> tuple[Workspace, ...]:
-    """Only decode splits tiles, so parts do not grow with the rows."""
-    kv_heads, tile = kernels.spec.kv_num_heads, (prefill.positions,)
-    parts = 4 * kv_heads * decode.splits * decode.rows
+def _workspaces(kernels: AttentionKernels, tilings: dict[int | None, Tiling]) -> tuple[Workspace, ...]:
+    """Any number of rows is not split, so parts do not grow with them."""
+    kv_heads, prefill = kernels.spec.kv_num_heads, tilings[None]
+    rows = max(
+        -(-limit // each.positions) * each.splits * each.rows
+        for limit, each in tilings.items()
+        if limit is not None
+    )
+    parts = 4 * kv_heads * rows
     found = [Workspace("partial", parts * kernels.size, ()), Workspace("partial_statistics", 2 * parts, ())]
     if kernels.blocks:
-        rows = max(each.splits * each.positions * each.heads for each in (decode, prefill))
+        tile = (prefill.positions,)
+        rows = max(each.splits * each.positions * each.heads for each in tilings.values())
         found += [
             Workspace("statistics", 8 * kv_heads * rows, tile),
             Workspace("scores", 8 * kv_heads * kernels.blocks),

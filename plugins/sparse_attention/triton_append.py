@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from cpm_edge.plugins.sparse_attention.triton_tiles import load_rows, store_rows
+from cpm_edge.plugins.sparse_attention.triton_tiles import first_position, load_rows, store_rows
 
 
 @triton.jit
@@ -21,22 +21,21 @@ def append_rows(
     Args:
         key, value: (rows, kv_heads * D) float16.
         past_length: (1,) int32.
-        keys, values: (kv_heads, capacity, D) float16, in place; rows beyond the capacity are dropped.
+        keys, values: (kv_heads, capacity, D) float16, in place; rows is at most capacity.
         pooled: (kv_heads, capacity / TILE, D) float16, in place; None for dense attention. TILE is then the
             stride of the pooled keys.
     """
     tile, head = tl.program_id(0), tl.program_id(1)
-    past = tl.load(past_length)
+    past = first_position(past_length, rows, capacity)
     start = head.to(tl.int64) * capacity * D
     row = tile * TILE + tl.arange(0, TILE)
-    valid = (row < rows) & (past + row < capacity)
+    valid = row < rows
     new_rows = row * kv_heads + head
     store_rows(keys + start, past + row, valid, load_rows(key, new_rows, valid, D, WIDTH), D, WIDTH)
     store_rows(values + start, past + row, valid, load_rows(value, new_rows, valid, D, WIDTH), D, WIDTH)
     if pooled is not None:
-        stop = tl.minimum(past + rows, capacity)
         window = tl.maximum(past // TILE - 1, 0) + tile
-        if window < stop // TILE - 1:
+        if window < (past + rows) // TILE - 1:
             token = window * TILE + tl.arange(0, 2 * TILE)
             old = load_rows(keys + start, token, token < past, D, WIDTH)
             new = load_rows(key, (token - past) * kv_heads + head, token >= past, D, WIDTH)

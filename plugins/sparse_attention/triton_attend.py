@@ -10,7 +10,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from cpm_edge.plugins.sparse_attention.triton_tiles import LOG2E, LOWEST, fold, load_rows, store_rows
+from cpm_edge.plugins.sparse_attention.triton_tiles import (
+    LOG2E,
+    LOWEST,
+    first_position,
+    fold,
+    load_rows,
+    store_rows,
+)
 
 
 @triton.jit
@@ -33,7 +40,7 @@ def attend(
     # Long tiles first: the last ones fill what the others leave.
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     head, split = tl.program_id(1), tl.program_id(2)
-    past = tl.load(past_length)
+    past = first_position(past_length, rows, capacity)
     length = past + rows
     first = tile * POSITIONS
     last = tl.minimum(past + first + POSITIONS, length) - 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from cpm_edge.plugins.sparse_attention.triton_tiles import LOG2E, LOWEST, fold, load_rows
+from cpm_edge.plugins.sparse_attention.triton_tiles import LOG2E, LOWEST, first_position, fold, load_rows
 
 # spec.EXPONENT_LIMIT, in powers of two.
 LIMIT = tl.constexpr(80 * 1.4426950408889634)
@@ -33,7 +33,7 @@ def block_statistics(
     """
     tile, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     ROWS: tl.constexpr = POSITIONS * HEADS
-    past = tl.load(past_length)
+    past = first_position(past_length, rows, capacity)
     first = tile * POSITIONS
     last = past + tl.minimum(first + POSITIONS, rows) - 1
     if last + 1 < dense_len:
@@ -92,7 +92,7 @@ def block_scores(
     tile, head = tl.program_id(0), tl.program_id(1)
     ROWS: tl.constexpr = POSITIONS * HEADS
     BLOCK: tl.constexpr = 4 * STRIDE
-    past = tl.load(past_length)
+    past = first_position(past_length, rows, capacity)
     first = tile * POSITIONS
     last = past + tl.minimum(first + POSITIONS, rows) - 1
     if (last + 1 < dense_len) | (tl.program_id(2) * TILE > last // BLOCK):
@@ -117,8 +117,8 @@ def block_scores(
         window = 4 * block + part
         tile_keys = load_rows(keys, window, window < bound, D, WIDTH)
         exponent = tl.dot(queries, tl.trans(tile_keys)) * (scale * LOG2E) - top[:, None]
-        weight = tl.exp2(tl.minimum(exponent, LIMIT)) * inverse[:, None]
-        weight = tl.where(window[None, :] < limit[:, None], weight, 0.0)
+        visible = window[None, :] < limit[:, None]
+        weight = tl.exp2(tl.where(visible, tl.minimum(exponent, LIMIT), LOWEST)) * inverse[:, None]
         shared = tl.sum(tl.reshape(weight, (POSITIONS, HEADS, TILE)), 1)
         best = tl.maximum(best, shared)
     place = first + tl.arange(0, POSITIONS)
@@ -147,7 +147,7 @@ def select_blocks(
         counts: (tiles, kv_heads) int32.
     """
     tile, head = tl.program_id(0), tl.program_id(1)
-    past = tl.load(past_length)
+    past = first_position(past_length, rows, capacity)
     first = tile * POSITIONS
     last = past + tl.minimum(first + POSITIONS, rows) - 1
     place = tl.arange(0, POSITIONS)
@@ -155,28 +155,27 @@ def select_blocks(
     blocks = capacity // BLOCK
     # Positions that are not there see no block.
     current = tl.where(first + place < rows, (past + first + place) // BLOCK, -1)
-    mine = block[None, :] <= current[:, None]
-    if last + 1 >= dense_len:
-        source = scores + (((first + place) * kv_heads + head) * (2 * blocks))[:, None] + block[None, :]
-        # Below dense_len there are no scores, unless other positions of the tile are beyond it.
-        sparse = past + first + place + 1 >= dense_len
-        listed = mine & sparse[:, None]
-        found = tl.load(source, mask=listed, other=0.0)
-        before = tl.load(source + blocks - 1, mask=listed & (block > 0)[None, :], other=0.0)
-        forced = (block < init_blocks)[None, :] | (block[None, :] > current[:, None] - local_blocks)
-        found = tl.where(forced, float("inf"), tl.maximum(found, before))
-        rank = tl.where(listed, found.to(tl.int32, bitcast=True), -1)
-        wanted = tl.minimum(current + 1, budget)
-        worst = tl.zeros((POSITIONS,), tl.int32)
-        for bit in range(31):
-            candidate = worst | (1 << (30 - bit))
-            enough = tl.sum((rank >= candidate[:, None]).to(tl.int32), 1) >= wanted
-            worst = tl.where(enough, candidate, worst)
-        better = (rank > worst[:, None]).to(tl.int32)
-        equal = (rank == worst[:, None]).to(tl.int32)
-        room = wanted - tl.sum(better, 1)
-        best = (better > 0) | ((equal > 0) & (tl.cumsum(equal, 1) <= room[:, None]))
-        mine = mine & (best | (sparse == 0)[:, None])
+    seen = block[None, :] <= current[:, None]
+    sparse = past + first + place + 1 >= dense_len
+    listed = seen & sparse[:, None]
+    source = scores + (((first + place) * kv_heads + head) * (2 * blocks))[:, None] + block[None, :]
+    found = tl.load(source, mask=listed, other=0.0)
+    before = tl.load(source + blocks - 1, mask=listed & (block > 0)[None, :], other=0.0)
+    forced = (block < init_blocks)[None, :] | (block[None, :] > current[:, None] - local_blocks)
+    found = tl.where(forced, float("inf"), tl.maximum(found, before))
+    rank = tl.where(listed, found.to(tl.int32, bitcast=True), -1)
+    wanted = tl.minimum(current + 1, budget)
+    worst = tl.zeros((POSITIONS,), tl.int32)
+    # No search below dense_len; as an `if` this costs stack memory.
+    for bit in range(tl.where(last + 1 < dense_len, 0, 31)):
+        candidate = worst | (1 << (30 - bit))
+        enough = tl.sum((rank >= candidate[:, None]).to(tl.int32), 1) >= wanted
+        worst = tl.where(enough, candidate, worst)
+    better = (rank > worst[:, None]).to(tl.int32)
+    equal = (rank == worst[:, None]).to(tl.int32)
+    room = wanted - tl.sum(better, 1)
+    best = (better > 0) | ((equal > 0) & (tl.cumsum(equal, 1) <= room[:, None]))
+    mine = seen & (best | (sparse == 0)[:, None])
     bits = tl.sum(mine.to(tl.int32) << place[:, None], 0)
     used = (bits > 0).to(tl.int32)
     tl.store(counts + tile * kv_heads + head, tl.sum(used, 0))

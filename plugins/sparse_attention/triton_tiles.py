@@ -15,6 +15,12 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def first_position(past_length, rows, capacity):
+    """The position of the first new row; whatever past_length says, no new row is beyond the buffers."""
+    return tl.maximum(tl.minimum(tl.load(past_length), capacity - rows), 0)
+
+
+@triton.jit
 def load_rows(base, rows, valid, D: tl.constexpr, WIDTH: tl.constexpr):
     """(len(rows), WIDTH) of a matrix whose rows have D elements; zeros where ``valid`` is false."""
     column = tl.arange(0, WIDTH)

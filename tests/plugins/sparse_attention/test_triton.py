@@ -14,7 +14,7 @@ PUBLISHED = SparseAttentionSpec(32, 2, 128**-0.5)
 
 
 def test_every_kernel_in_the_interpreter() -> None:
-    assert run_interpreted("tests/plugins/sparse_attention/interpreted.py") == 4
+    assert run_interpreted("tests/plugins/sparse_attention/interpreted.py") == 11
 
 
 def test_a_sparse_step_has_six_launches_and_a_dense_one_three() -> None:
@@ -23,11 +23,12 @@ def test_a_sparse_step_has_six_launches_and_a_dense_one_three() -> None:
     assert names == ["append_rows", *select, "attend", "join_splits"]
     dense = plan(SparseAttentionSpec.dense(32, 2, 1.0), 128, 32768)
     assert [each.kernel.function for each in dense.variant(1).launches] == [names[0], *names[-2:]]
-    assert [each.kernel.function for each in dense.variant(2).launches] == [names[0], "attend"]
+    assert [each.kernel.function for each in dense.variant(32).launches] == [names[0], *names[-2:]]
+    assert [each.kernel.function for each in dense.variant(33).launches] == [names[0], "attend"]
 
 
 def test_a_cache_below_dense_len_needs_no_selection_but_keeps_its_pooled_keys() -> None:
-    launches = plan(PUBLISHED, 128, 4096).variant(7).launches
+    launches = plan(PUBLISHED, 128, 4096).variant(512).launches
     assert [each.kernel.function for each in launches] == ["append_rows", "attend"]
     assert "pooled" in launches[0].arguments and "chosen" not in launches[1].arguments
 
@@ -61,11 +62,11 @@ def test_decode_fills_the_chip_whatever_the_heads() -> None:
             SparseAttentionSpec.dense(4, 2, 1.0),
             160,
             64,
-            "head size: expected a multiple of 8 up to 128, got 160",
+            "head size: expected 1 to 128, got 160",
         ),
         (SparseAttentionSpec.dense(4, 2, 1.0), 64, 100, "capacity: expected a multiple of 16, got 100"),
         (small_spec(), 16, 8, "capacity: expected a multiple of 16, got 8"),
-        (PUBLISHED, 128, 2**20 + 64, "capacity: expected at most 1048576, got 1048640"),
+        (PUBLISHED, 128, 2**19 + 64, "capacity: expected at most 524288, got 524352"),
         (PUBLISHED, 128, 2048 + 32, "capacity: expected a multiple of 64, got 2080"),
         (
             small_spec(kernel_size=12, kernel_stride=6, block_size=24, window_size=48),
