@@ -15,6 +15,8 @@ from cpm_edge.exporter.cubins.occupancy import LIMITS
 from cpm_edge.exporter.errors import ExportError
 from cpm_edge.plugins.linear_attention.launches import chunked
 from cpm_edge.plugins.matmul_nbits.launches import gemm, gemv
+from cpm_edge.plugins.sparse_attention.launches import plan
+from cpm_edge.plugins.sparse_attention.spec import SparseAttentionSpec
 
 ELF_CUDA = 190  # e_machine of a cubin
 
@@ -49,6 +51,14 @@ def test_the_index_describes_the_files_and_two_runs_are_equal(
         assert b"cpm_edge" not in data and b".py" not in data  # no path of this machine
         assert each["stack_bytes"] == each["scratch_bytes"] == 0
         assert 0 < each["registers"] <= 255 and each["threads"] == 128
+
+
+def test_a_sparse_decode_step_of_the_8b_models_does_not_spill(tmp_path: Path) -> None:
+    launches = plan(SparseAttentionSpec(32, 2, 128**-0.5), 128, 32768).variant(1).launches
+    index = compile_cubins(tmp_path, configs=[each.kernel for each in launches])
+    assert len(index.cubins) == 6
+    # Two programs a multiprocessor at least, of the 163 KiB that it has.
+    assert max(each.shared_bytes for each in index.cubins) < 80 << 10
 
 
 def test_a_kernel_that_spills_is_refused(tmp_path: Path) -> None:
