@@ -48,6 +48,15 @@ def test_kernels_are_loaded_once_and_before_the_first_launch(
     assert len(device.calls()) == 3 * len(case.plan.variant(5).launches)
 
 
+def test_contexts_have_modules_of_their_own(device: Device) -> None:
+    change, launch = words("change", DENSE.tensors(1)), enqueue(DENSE, 1)
+    commands = [change, launch, "context 2", launch, launch, "context 1", launch]
+    answers = device.run(device.create(DENSE), *commands)
+    assert not any(each.errors for each in answers)
+    assert len(device.calls("load")) == 2 * len(DENSE.plan.kernels())
+    assert len(device.calls()) == 4 * len(DENSE.plan.variant(1).launches)
+
+
 def test_kernels_with_much_shared_memory(device: Device) -> None:
     """The stub, as a driver, refuses more than 48 KiB that were not asked for."""
     index = device.library.parent / "kernels/index.json"

@@ -5,6 +5,7 @@
 // Fields are words NAME=i:INTEGER or NAME=s:FILE, the file's content being the string.
 #include <dlfcn.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <fstream>
@@ -92,6 +93,7 @@ public:
         const std::string& command = words.at(0);
         const Words rest(words.begin() + 1, words.end());
         if (command == "creators") return creators();
+        if (command == "context") return setenv("CPM_STUB_CONTEXT", rest.at(0).c_str(), 1) ? "failed" : "ok";
         if (command == "create") return create(rest, TensorRTPhase::kBUILD);
         if (!plugin_) return "nothing";
         if (command == "clone") return replace(plugin_->clone());

@@ -1,7 +1,7 @@
 // A CUDA driver without a GPU, as libcuda.so.1: it reads real cubins and records what would be launched.
 //
 // CPM_STUB_RECORD names the file that gets a line of JSON for each call. CPM_STUB_SM is the device's compute
-// capability (87), CPM_STUB_CONTEXT 0 leaves no context current, CPM_STUB_FAIL names a function that fails.
+// capability (87), CPM_STUB_CONTEXT the current context's id or 0 for none (1), CPM_STUB_FAIL a function that fails.
 #include <cuda.h>
 #include <elf.h>
 
