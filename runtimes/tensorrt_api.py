@@ -6,6 +6,7 @@ value, because which one it is depends on the bundle.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import threading
 from collections import deque
@@ -14,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cpm_edge.plugins.tensorrt_library import NAMESPACE
 from cpm_edge.runtimes.errors import BackendError
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
 ENGINES = ("tensorrt", "tensorrt_rtx")
-NAMESPACE = "cpm"
 _KEPT_LINES = 12
 _HOW_TO_INSTALL = {
     "tensorrt": "On a Jetson: sudo apt install python3-libnvinfer, and make the virtual environment with "
@@ -202,12 +203,23 @@ def _register(api: Api, registry: trt.IPluginRegistry, path: Path) -> Any:
         api.log.add(str(error))
         handle = None
     if handle is None:
+        if not api.log.text():
+            api.log.add(_loading_error(path))
         raise BackendError(
             f"the plugin library {path.name} does not load in {api.name} {api.version}{api.log.text()}",
             hint=f"Look for missing libraries and a wrong architecture with: ldd {path}; file {path}. "
             "A library for another system or TensorRT needs another export.",
         )
     return handle
+
+
+def _loading_error(path: Path) -> str:
+    """What the system's loader says; not every release of TensorRT repeats it."""
+    try:
+        ctypes.CDLL(str(path))
+    except OSError as error:
+        return str(error)
+    return "it loads, but its creators are registered already, or it was made for another TensorRT"
 
 
 def _check_creators(registry: trt.IPluginRegistry, path: Path, names: Sequence[str], version: str) -> None:
