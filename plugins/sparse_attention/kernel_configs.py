@@ -182,7 +182,7 @@ class AttentionKernels:
     def attend(self, tiling: Tiling) -> KernelConfig:
         """Attention of the tiles, to all keys or to the listed blocks."""
         split, block = tiling.splits > 1, self.spec.block_size if self.blocks else DENSE_BLOCK
-        missing = () if self.blocks else ("chosen", "counts")
+        missing: tuple[str, ...] = () if self.blocks else ("chosen", "counts")
         missing += ("output",) if split else ("partial", "partial_statistics")
         constants: Constants = self._sizes() | {"GROUP": self.spec.group, "BLOCK": block}
         return _config(
