@@ -44,6 +44,11 @@ class Case:
     def __str__(self) -> str:
         return self.name
 
+    def limits(self) -> list[int]:
+        """The smallest and the largest number of rows of every variant, but of the last one no largest."""
+        largest = [each.rows_up_to for each in self.plan.variants if each.rows_up_to]
+        return sorted({1, *largest, *(each + 1 for each in largest)})
+
 
 def matmul(name: str, shape: NBitsShape) -> Case:
     width = shape.cols * shape.bits // 8
