@@ -24,10 +24,10 @@ BUNDLE := .demo/smollm2-aipc
 KERNEL_TESTS := $(wildcard tests/plugins/test_native*.py tests/plugins/*/test_native*.py)
 runtime = $(shell $(CXX) -print-file-name=lib$(1).so)
 
-.PHONY: help demo test sanitize lint format readme package clean distclean FORCE
+.PHONY: help demo test sanitize gpu-check lint format readme package clean distclean FORCE
 
 help:  ## show this list
-	@sed -n 's/^\([a-z]*\):.*##\( .*\)/  make \1\t\2/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*##\( .*\)/  make \1\t\2/p' Makefile | expand -t 18
 
 demo: package $(GGUF)  ## export SmolLM2-135M-Instruct to INT4 for OpenVINO and ask it something
 	$(BIN)/cpm-export --model $(GGUF) --target aipc --weight-format int4 -o $(BUNDLE) --overwrite
@@ -56,6 +56,10 @@ sanitize: package  ## kernel tests with address, undefined-behaviour and thread 
 	$(PIP) install --quiet --no-deps tensorrt-stubs==10.13.0.35.1
 	$(BIN)/python .ci/tensorrt_typings.py $@
 	touch $@
+
+# On a machine with an NVIDIA GPU, with a CUDA build of torch in .venv; options go into ARGS.
+gpu-check: package  ## check and measure the kernels of Jetson on this machine's NVIDIA GPU
+	$(BIN)/python -m cpm_edge.benchmarks.gpu_check $(ARGS)
 
 lint: package .typings  ## ruff and mypy
 	$(BIN)/ruff check .

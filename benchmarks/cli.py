@@ -9,6 +9,7 @@ from cpm_edge.benchmarks.commands.checkpoint import checkpoint
 from cpm_edge.benchmarks.commands.chips import chips_command
 from cpm_edge.benchmarks.commands.context import context
 from cpm_edge.benchmarks.commands.export import export
+from cpm_edge.benchmarks.commands.gpu_check import gpu_check
 from cpm_edge.benchmarks.commands.kernels import kernels
 from cpm_edge.benchmarks.commands.peers import peers
 from cpm_edge.benchmarks.commands.perplexity import perplexity
@@ -20,6 +21,7 @@ Examples:
   cpm-bench peers --llama-bench PATH
   cpm-bench context --context 256,32768 --prefill-to 0
   cpm-bench kernels matmul attention
+  cpm-bench gpu-check --markdown gpu.md
   cpm-bench export --optimum-cli VENV/bin/optimum-cli --json export.json
   cpm-bench peers --help
 """
@@ -34,7 +36,10 @@ def main() -> None:
     """
 
 
-for command in (peers, context, kernels, agreement, perplexity, export, trace, checkpoint, chips_command):
+for command in (
+    *(peers, context, kernels, gpu_check, agreement, perplexity, export, trace, checkpoint),
+    chips_command,
+):
     main.add_command(command)
 
 

@@ -88,7 +88,7 @@ def test_the_extras() -> None:
         ("plugins", ["export", "jetson-export"]),
         ("runtimes", ["ort", "aipc", "jetson"]),
         ("exporter", ["export", "jetson-export", "ort", "aipc", "dev"]),
-        ("benchmarks", ["export", "ort", "aipc", "jetson", "dev"]),
+        ("benchmarks", ["export", "jetson-export", "ort", "aipc", "jetson", "dev"]),
     ],
 )
 def test_what_is_imported_is_required(package: str, extras: list[str]) -> None:

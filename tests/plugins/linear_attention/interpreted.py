@@ -8,23 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from cpm_edge.benchmarks.gpu_check.linear_attention import TF32, Inputs, draw, error
 from cpm_edge.plugins.linear_attention.launches import linear_attention_plan
 from cpm_edge.plugins.linear_attention.reference import linear_attention
 from cpm_edge.plugins.linear_attention.spec import LinearAttentionSpec
 from tests.plugins.linear_attention.cases import Array, make_spec
 from tests.support.interpreter import run_plan
-
-Inputs = tuple[Array, Array, Array, Array]
-# Relative errors: of a float32 exponential on a GPU (ex2.approx, 2 units, and its argument), of a
-# sum of up to 256 float32 products, and of two float16 parts. tf32 operands are rounded to 11 bits.
-EXP, SUM, PARTS, TF32 = 2.0**-21, 2.0**-20, 2.0**-22, 2.0**-11
-
-
-def make_inputs(rows: int, heads: int, size: int, value_size: int, seed: int = 0) -> Inputs:
-    rng = np.random.default_rng(seed)
-    rows_of = [heads * size, heads * size, heads * value_size]
-    query, key, value = (rng.standard_normal((1, rows, width)).astype(np.float16) for width in rows_of)
-    return query, key, value, rng.standard_normal((1, heads, size, value_size)).astype(np.float32)
 
 
 def run(
@@ -46,29 +35,9 @@ def run(
     return np.concatenate(outputs, 1), state.numpy()
 
 
-def bounds(spec: LinearAttentionSpec, inputs: Inputs, chunks: int) -> tuple[Array, Array]:
-    """How far output and state may be off: the recurrence of absolute values times the relative errors above.
-
-    An error in a state decays like the state. A single row is computed without tf32.
-    """
-    query, key, value, past = (np.abs(each.astype(np.float64)) for each in inputs)
-    output, state = linear_attention(query, key, value, past, spec=spec)
-    of_state = chunks * (EXP + SUM) + EXP + PARTS
-    # 2^-24: what the low parts lose below float16's smallest number, at most once a row.
-    of_low = 2.0**-24 * linear_attention(query, np.ones_like(key), value, 0 * past, spec=spec)[1]
-    of_output = (TF32 if query.shape[1] > 1 else 0) + of_state + EXP + 2 * SUM
-    return of_output * output, of_state * state + of_low
-
-
 def check(spec: LinearAttentionSpec, inputs: Inputs, got: tuple[Array, Array], chunks: int) -> None:
-    query, key, value, past = (each.astype(np.float64) for each in inputs)
-    expected = linear_attention(query, key, value, past, spec=spec)
-    for name, a, b, bound in zip(
-        ("output", "state"), got, expected, bounds(spec, inputs, chunks), strict=True
-    ):
-        assert a.shape == b.shape and a.dtype == np.float32
-        worst = np.max(np.abs(a - b) / bound)
-        assert worst <= 1, f"{name}: {worst:.2f} of the bound"
+    assert [each.dtype for each in got] == [np.float32, np.float32]
+    assert error(spec, inputs, got, chunks) <= 1
 
 
 SHAPES = [
@@ -80,21 +49,21 @@ SHAPES = [
 @pytest.mark.parametrize(("rows", "heads", "size", "value_size"), SHAPES)
 def test_the_plan_gives_the_recurrence(rows: int, heads: int, size: int, value_size: int) -> None:
     spec = make_spec(heads, size)
-    inputs = make_inputs(rows, heads, size, value_size)
+    inputs = draw(rows, heads, size, value_size)
     check(spec, inputs, run(spec, inputs), -(-rows // 32))
 
 
 @pytest.mark.parametrize("chunks", [[1] * 40, [33, 7], [1, 38, 1], [20, 20]], ids=str)
 def test_the_result_does_not_depend_on_the_chunks(chunks: list[int]) -> None:
     spec = make_spec(2, 32)
-    inputs = make_inputs(40, 2, 32, 32)
+    inputs = draw(40, 2, 32, 32)
     check(spec, inputs, run(spec, inputs, chunks), len(chunks) + 1)
 
 
 def test_decode_after_prefill_is_prefill() -> None:
     """Row 40 alone after 39 rows, against the same row in one call: the state is the same to 20 bits."""
     spec = make_spec(2, 64)
-    inputs = make_inputs(40, 2, 64, 64)
+    inputs = draw(40, 2, 64, 64)
     together, apart = run(spec, inputs), run(spec, inputs, [39, 1])
     largest = np.abs(together[1]).max()
     assert np.abs(together[1] - apart[1]).max() <= 2.0**-20 * largest
@@ -104,14 +73,14 @@ def test_decode_after_prefill_is_prefill() -> None:
 @pytest.mark.parametrize("decay", [0.0, -1e-3, -1e4])
 def test_extreme_decays(decay: float) -> None:
     spec = LinearAttentionSpec((decay, -0.5), 0.25)
-    inputs = make_inputs(70, 2, 16, 16)
+    inputs = draw(70, 2, 16, 16)
     check(spec, inputs, run(spec, inputs), 3)
 
 
 def test_values_beyond_float16_where_they_are_float32() -> None:
     """Scores and states above 65504, and keys of which the low parts are subnormal."""
     spec = make_spec(2, 32)
-    query, key, value, past = make_inputs(40, 2, 32, 32)
+    query, key, value, past = draw(40, 2, 32, 32)
     large = np.float16(300)
     loud: Inputs = (query * large, key * large, value, past * 1e6)
     check(spec, loud, run(spec, loud), 2)
@@ -122,7 +91,7 @@ def test_values_beyond_float16_where_they_are_float32() -> None:
 def test_rounding_does_not_shrink_the_output() -> None:
     """All terms positive: operands cut off to tf32 would make every output about 2^-12 smaller, twice."""
     spec = make_spec(2, 64)
-    inputs = tuple(np.abs(each) for each in make_inputs(96, 2, 64, 64))
+    inputs = tuple(np.abs(each) for each in draw(96, 2, 64, 64))
     expected = linear_attention(*(each.astype(np.float64) for each in inputs), spec=spec)[0]
     ratio = run(spec, inputs)[0] / expected  # type: ignore[arg-type]
     assert abs(ratio.mean() - 1) < 2.0**-14
@@ -131,6 +100,6 @@ def test_rounding_does_not_shrink_the_output() -> None:
 @pytest.mark.parametrize("rows", [1, 40])
 def test_out_of_place(rows: int) -> None:
     spec = make_spec(2, 32)
-    inputs = make_inputs(rows, 2, 32, 32)
+    inputs = draw(rows, 2, 32, 32)
     for a, b in zip(run(spec, inputs), run(spec, inputs, in_place=False), strict=True):
         np.testing.assert_array_equal(a, b)
