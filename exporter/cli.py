@@ -18,6 +18,7 @@ from cpm_edge.exporter.options import (
     ACTIVATIONS,
     ATTENTION,
     DEVICES,
+    ENGINES,
     FLAVOURS,
     HEAD_FORMATS,
     KV_CACHE,
@@ -35,6 +36,7 @@ Examples:
   cpm-export --model ./MiniCPM4.1-8B --target ort --attention sparse -o minicpm41
   cpm-export --model SmolLM2-135M-Instruct.Q4_1.gguf --target aipc --group-size 64 -o smollm2
   cpm-export --model ./MiniCPM4-8B --plan --chip jetson-orin-nano-8gb
+  cpm-export --model ./MiniCPM4-0.5B --target jetson --chip jetson-orin-nano-8gb --max-context 8192 -o orin
   cpm-export --list-models
 """
 
@@ -66,8 +68,8 @@ def _list_models(context: click.Context, _: click.Parameter, value: bool) -> Non
 @click.option(
     "--chip",
     metavar="ID",
-    show_default="this machine",
-    help="With --plan: which chip; see cpm-bench chips.",
+    help="What a jetson or rtx bundle is for (its kernels, its memory), or --plan, where it is this machine "
+    "by default; see cpm-bench chips.",
 )
 @click.option("--memory", type=float, metavar="GB", help="With --plan: in place of the chip's.")
 @click.option("--device", type=click.Choice(DEVICES), help="With --plan: of the chip.")
@@ -109,21 +111,21 @@ def _list_models(context: click.Context, _: click.Parameter, value: bool) -> Non
     type=click.Choice(KV_CACHE),
     show_default=False,
     help="Type of the KV cache. aipc: fp16, or fp32 with fp32 weights; int8 halves the memory, for dense "
-    "models and with --flavour native. ort: fp32.",
+    "models and with --flavour native. ort: fp32. jetson, rtx: fp16.",
 )
 @click.option(
     "--activations",
     type=click.Choice(ACTIVATIONS),
     show_default=False,
     help="int8 quantizes the inputs of integer layers at run time: faster, less exact. "
-    "Default: int8 for ort, where it is many times faster, fp32 for aipc.",
+    "Default: int8 for ort, where it is many times faster, fp32 for aipc. jetson and rtx compute in fp16.",
 )
 @click.option(
     "--flavour",
-    default="stock",
     type=click.Choice(FLAVOURS),
-    help="aipc only. stock: standard operators, for every device and other people's tools; "
-    "native: our CPU kernels, fastest and sparse.",
+    show_default=False,
+    help="aipc, jetson. stock: standard operators, for every device and other people's tools; native: our "
+    "kernels, fastest and sparse. Default: stock for aipc, native for jetson.",
 )
 @click.option(
     "--max-context", type=click.IntRange(min=1), show_default=False, help="Tokens; the checkpoint's limit."
@@ -158,11 +160,13 @@ def main(
     if plan_only:
         from cpm_edge.exporter.plan_command import run_plan
 
+        arguments["flavour"] = arguments["flavour"] or FLAVOURS[0]
         run_plan(arguments, chip=chip or "auto", memory=memory, device=device, as_json=as_json)
         return
-    _check_usage(arguments, {"--chip": chip, "--memory": memory, "--device": device})
-    options = ExportOptions(**arguments)
-    check_packages(options.target, options.flavour)
+    without_plan = None if arguments["target"] in ENGINES else chip
+    _check_usage(arguments, {"--chip": without_plan, "--memory": memory, "--device": device})
+    options = ExportOptions(chip=chip, **arguments)
+    check_packages(options.target, options.resolved_flavour)
     # Imported here, so that --help is instant and the check above comes first.
     from cpm_edge.exporter.export import export
     from cpm_edge.exporter.progress import Progress

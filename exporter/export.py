@@ -19,9 +19,9 @@ from cpm_edge.exporter.configs import LlamaConfig, MiniCPMConfig
 from cpm_edge.exporter.disk import disk_errors
 from cpm_edge.exporter.errors import ExportError, ExportWarning
 from cpm_edge.exporter.model_card import model_card
-from cpm_edge.exporter.options import ExportOptions
+from cpm_edge.exporter.options import ENGINES, ExportOptions
 from cpm_edge.exporter.passes.column_order import gather_columns
-from cpm_edge.exporter.passes.experts import inline_uneven_experts
+from cpm_edge.exporter.passes.experts import inline_uneven_experts, inline_whole_experts
 from cpm_edge.exporter.progress import Progress
 from cpm_edge.exporter.registry import Architecture, find_architecture
 from cpm_edge.exporter.taken import Taken
@@ -83,7 +83,9 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
                 job.weights.find_schemes(progress.advance)
                 _check_groups(plan, job.weights)
                 note_rounded(job.weights)
-                if options.flavour != "native":  # whose kernels bring tensors to one format
+                if options.target in ENGINES:
+                    inline_whole_experts(job.model)
+                elif job.flavour != "native":  # whose kernels bring tensors to one format
                     inline_uneven_experts(job.model, job.weights)
                 gather_columns(job.model.graph, job.weights)
             with progress.weights("Converting weights", elements), _timed(seconds, "lower"):
@@ -165,7 +167,9 @@ def _trace(plan: Plan, folder: Path, progress: Progress) -> BuildJob:
         max_context=plan.max_context,
         kv_cache=plan.options.kv_cache,
         activations=plan.options.activations,
-        flavour=plan.options.flavour,
+        flavour=plan.options.resolved_flavour,
+        target=plan.options.target,
+        chip=plan.options.chip,
         progress=progress.advance,
     )
 
@@ -265,6 +269,7 @@ def _manifest(plan: Plan, weights: ModelWeights, built: Built) -> Manifest:
         cache=built.cache,
         attention={"sparse": not spec.is_dense, "head_dim": built.cache["head_dim"], **spec.attributes()},
         flavour=built.flavour,
+        chip=plan.options.chip,
     )
 
 

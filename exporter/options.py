@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-TARGETS = ("ort", "aipc")
+TARGETS = ("ort", "aipc", "jetson", "rtx")
+# Targets whose graph becomes a TensorRT engine on the device.
+ENGINES = ("jetson", "rtx")
 WEIGHT_FORMATS = ("auto", "fp32", "fp16", "bf16", "int8", "int4", "ternary")
 HEAD_FORMATS = ("fp32", "fp16", "bf16", "int8")
 ATTENTION = ("auto", "dense", "sparse")
@@ -13,6 +15,7 @@ KV_CACHE = ("fp32", "fp16", "int8")
 ACTIVATIONS = ("fp32", "int8")
 DEVICES = ("CPU", "GPU", "NPU")  # of a chip, for --plan
 FLAVOURS = ("stock", "native")
+_DEFAULT_FLAVOURS = {"jetson": "native"}
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,15 @@ class ExportOptions:
     attention: str = "auto"
     kv_cache: str | None = None
     activations: str | None = None
-    flavour: str = "stock"
+    flavour: str | None = None
+    chip: str | None = None
     max_context: int | None = None
     revision: str | None = None
     verify: bool = True
     verify_tokens: int = 64
     overwrite: bool = False
+
+    @property
+    def resolved_flavour(self) -> str:
+        """The flavour asked for, or the target's usual one."""
+        return self.flavour or _DEFAULT_FLAVOURS.get(self.target, "stock")

@@ -19,11 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from cpm_edge.exporter.errors import ExportError
-from cpm_edge.exporter.options import ExportOptions
+from cpm_edge.exporter.options import ENGINES, ExportOptions
 from cpm_edge.exporter.weights import ModelWeights
 from cpm_edge.quant import Scheme, WeightFormat
 from cpm_edge.runtimes.bundle import Bundle, Manifest
 from cpm_edge.runtimes.cache_layout import kv_layers
+from cpm_edge.runtimes.session import Engine
 from cpm_edge.runtimes.sparsity import MlpSparsity
 
 FloatArray = npt.NDArray[np.float32]
@@ -124,8 +125,9 @@ def verify(
     decoded, sparse_rows = min(DECODE_STEPS, len(tokens) - 1), _sparse_rows(bundle, len(tokens))
     report["median_cosine"] = median_cosine(stored.logits, logits, decoded, sparse_rows)
     # Rows in which rounding turned a choice differ without an error, but fewer than half of them. int8
-    # activations round enough to turn the choice of blocks too.
-    choosing = plan.config.makes_choices or (sparse_rows > 0 and precision == "int8")
+    # activations, and float16 queries and pooled keys, round enough to turn the choice of blocks too.
+    rounded = precision == "int8" or bundle.manifest.target in ENGINES
+    choosing = plan.config.makes_choices or (sparse_rows > 0 and rounded)
     judged_by = "median_cosine" if choosing else "cosine"
     layer_errors = [relative_error(a, b) for a, b in zip(stored.keys, keys, strict=True)]
     diverging = next((i for i, e in enumerate(layer_errors) if not e <= key_error), None)
@@ -200,9 +202,7 @@ def _tokens(folder: Path, vocab_size: int, count: int) -> list[int]:
 
 def _run_bundle(bundle: Bundle, tokens: list[int]) -> tuple[FloatArray, list[FloatArray], MlpSparsity | None]:
     """Logits of all tokens, keys or states of all layers, and what the decode steps left out of the MLPs."""
-    from cpm_edge.runtimes import open_engine
-
-    engine = open_engine(bundle, device="CPU")
+    engine = _open(bundle)
     with engine.session() as session:
         split = max(len(tokens) - DECODE_STEPS, 1)
         rows = [session.forward(tokens[:split], logits="all").copy()]
@@ -215,6 +215,17 @@ def _run_bundle(bundle: Bundle, tokens: list[int]) -> tuple[FloatArray, list[Flo
         sparsity = session.mlp_sparsity()
     engine.close()
     return np.concatenate(rows), keys, sparsity
+
+
+def _open(bundle: Bundle) -> Engine:
+    """The bundle's runtime, or ONNX Runtime on the graph of an engine that only a device can build."""
+    if bundle.manifest.target in ENGINES:
+        from cpm_edge.exporter.graph_session import GraphEngine
+
+        return GraphEngine(bundle)
+    from cpm_edge.runtimes import open_engine
+
+    return open_engine(bundle, device="CPU")
 
 
 def _scheme(fields: dict[str, Any]) -> Scheme:

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from cpm_edge.exporter.disk import disk_errors
 
@@ -63,3 +64,16 @@ class WeightFile:
             for block in blocks:
                 self._offset += self._file.write(np.ascontiguousarray(block).data.cast("B"))
         return Region(start, self._offset - start)
+
+    def initializer(self, name: str, region: Region, dtype: ir.DataType, shape: list[int]) -> ir.Value:
+        """A graph's value whose data lies in this file."""
+        tensor = ir.ExternalTensor(
+            location=self.path.name,
+            offset=region.offset,
+            length=region.length,
+            dtype=dtype,
+            shape=ir.Shape(shape),
+            name=name,
+            base_dir=str(self.path.parent),
+        )
+        return ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(dtype), const_value=tensor)

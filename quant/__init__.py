@@ -11,7 +11,15 @@ from cpm_edge.quant.floats import check_finite, from_bf16_bits, to_bf16_bits, to
 from cpm_edge.quant.formats import GROUP_SIZES, Quantized, Scheme, WeightFormat, fit_group
 from cpm_edge.quant.int4 import pack_int4, pack_zeros_int4, quantize_int4, unpack_int4
 from cpm_edge.quant.int8 import quantize_int8
-from cpm_edge.quant.layouts import NBits, matmulnbits, openvino_i4, openvino_i8, openvino_u2, openvino_u4
+from cpm_edge.quant.layouts import (
+    NBits,
+    matmulnbits,
+    onnx_int4,
+    openvino_i4,
+    openvino_i8,
+    openvino_u2,
+    openvino_u4,
+)
 from cpm_edge.quant.policy import DEFAULT_GROUP_SIZE, Policy, TensorClass
 from cpm_edge.quant.quantize import quantize
 from cpm_edge.quant.ternary import (
@@ -43,6 +51,7 @@ __all__ = [
     "from_bf16_bits",
     "is_ternary",
     "matmulnbits",
+    "onnx_int4",
     "openvino_i4",
     "openvino_i8",
     "openvino_u2",

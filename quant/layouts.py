@@ -10,7 +10,7 @@ import numpy.typing as npt
 from cpm_edge.quant.errors import QuantError
 from cpm_edge.quant.formats import Quantized, WeightFormat
 from cpm_edge.quant.int4 import Bytes, pack_int4, pack_zeros_int4
-from cpm_edge.quant.ternary import pack_ternary
+from cpm_edge.quant.ternary import pack_ternary, ternary_as_int4
 
 
 class NBits(NamedTuple):
@@ -78,6 +78,27 @@ def openvino_i4(q: Quantized) -> Bytes:
         QuantError: not symmetric int4, or an odd number of columns.
     """
     _expect(q, WeightFormat.INT4, symmetric=True, layout="OpenVINO i4")
+    return _signed_nibbles(q)
+
+
+def onnx_int4(q: Quantized) -> Bytes:
+    """The bytes of an ONNX INT4 tensor [rows, cols], as external data holds it: uint8 (rows, cols // 2).
+
+    Two's complement nibbles -8..7, the even column in the low nibble. Ternary codes become -1, 0 and 1, in
+    the same groups: nothing is rounded.
+
+    Source: onnx/docs/docsgen/source/technical/int4.md.
+
+    Raises:
+        QuantError: neither symmetric int4 nor ternary, or an odd number of columns.
+    """
+    if q.scheme.format is WeightFormat.TERNARY:
+        q = ternary_as_int4(q)
+    _expect(q, WeightFormat.INT4, symmetric=True, layout="ONNX INT4")
+    return _signed_nibbles(q)
+
+
+def _signed_nibbles(q: Quantized) -> Bytes:
     # Adding 8 modulo 16 flips the top bit of the nibble and nothing else.
     packed = pack_int4(q.codes)
     packed ^= np.uint8(0x88)
@@ -110,7 +131,7 @@ def openvino_u2(q: Quantized) -> Bytes:
 
 
 def openvino_i8(q: Quantized) -> npt.NDArray[np.int8]:
-    """The values of an OpenVINO ``i8`` constant: int8 (rows, cols), -127..127.
+    """The values of an OpenVINO ``i8`` constant, and of an ONNX INT8 tensor: int8 (rows, cols), -127..127.
 
     Raises:
         QuantError: not int8.

@@ -21,8 +21,9 @@ ALLOWED = {
 }
 # More for the files of plugins that need it, by file name.
 BODY = {"onnx_ir", "onnxscript"}
+BODIES = ("body", "latent_body", "in_place_body", "rows_out_body")
 TRITON = ("triton", "triton_append", "triton_attend", "triton_select", "triton_tiles")
-PLUGIN_FILES = {"body.py": BODY, "latent_body.py": BODY} | {f"{name}.py": {"triton"} for name in TRITON}
+PLUGIN_FILES = {f"{name}.py": BODY for name in BODIES} | {f"{name}.py": {"triton"} for name in TRITON}
 
 FILES = [path for package in PACKAGES for path in source_files(package)]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
+from cpm_edge.exporter.errors import ExportWarning
 from cpm_edge.exporter.weights import ModelWeights
 from cpm_edge.plugins import DOMAIN
 from cpm_edge.plugins.mixture_of_experts.body import functions
@@ -56,8 +58,7 @@ def inline_uneven_experts(model: ir.Model, weights: ModelWeights) -> int:
     experts = find_experts(model.graph)
     if all(_is_even(each, weights) for each in experts):
         return 0
-    inline_experts(model)
-    return len(experts)
+    return inline_experts(model)
 
 
 def _is_even(experts: Experts, weights: ModelWeights) -> bool:
@@ -65,13 +66,38 @@ def _is_even(experts: Experts, weights: ModelWeights) -> bool:
     return len(schemes) == 1 and all(weights.column_order(name) is None for name in experts.tensors)
 
 
-def inline_experts(model: ir.Model) -> None:
-    """Replace all nodes by the op's body: every product with an expert becomes a linear layer of its own."""
+def inline_experts(model: ir.Model, *, whole: bool = False) -> int:
+    """Replace all nodes by the op's body: every product with an expert becomes a linear layer of its own.
+
+    Args:
+        whole: run every expert on every token; else on those that chose it.
+
+    Returns:
+        How many nodes were replaced.
+    """
     experts = find_experts(model.graph)
     if not experts:
-        return
+        return 0
     opset = model.graph.opset_imports[""]
-    for function in functions(experts[0].spec, opset=opset):
+    for function in functions(experts[0].spec, opset=opset, whole=whole):
         model.functions[function.identifier()] = function
     InlinePass()(model)
     model.functions.clear()
+    return len(experts)
+
+
+def inline_whole_experts(model: ir.Model) -> int:
+    """Run every expert on every token: no shape of an engine may depend on what a router chose.
+
+    Returns:
+        How many nodes were replaced.
+    """
+    spec = next((each.spec for each in find_experts(model.graph)), None)
+    if spec is not None:
+        warnings.warn(
+            f"TensorRT reads all {spec.num_experts} experts of a layer for every token, where {spec.top_k} "
+            "are chosen: --target aipc reads the chosen ones only",
+            ExportWarning,
+            stacklevel=2,
+        )
+    return inline_experts(model, whole=True)

@@ -94,8 +94,8 @@ class NBitsWeights:
         region = self._add(name, self._weights.stored(name))
         value = self._graph.initializers[name]
         dtype = _FLOAT[scheme.format]
-        value.const_value = self._external(name, region, dtype, list(self._weights.shapes[name]))
-        value.type = ir.TensorType(dtype)
+        stored = self._file.initializer(name, region, dtype, list(self._weights.shapes[name]))
+        value.const_value, value.type = stored.const_value, stored.type
 
     def _write_integers(self, name: str, scheme: Scheme) -> _Packed:
         rows, cols = self._weights.shapes[name]
@@ -118,15 +118,19 @@ class NBitsWeights:
         uint8, float32 = ir.DataType.UINT8, ir.DataType.FLOAT
         whole = blocks * block == cols and scheme.bits == 8
         return _Packed(
-            codes=self._initializer(f"{name}.codes", region, uint8, [rows, blocks, width]),
-            rows=self._initializer(f"{name}.rows", region, uint8, [rows, cols]) if whole else None,
-            scales=self._initializer(f"{name}.scales", self._add(name, scales), float32, [rows * blocks]),
-            row_scales=self._initializer(
+            codes=self._file.initializer(f"{name}.codes", region, uint8, [rows, blocks, width]),
+            rows=self._file.initializer(f"{name}.rows", region, uint8, [rows, cols]) if whole else None,
+            scales=self._file.initializer(
+                f"{name}.scales", self._add(name, scales), float32, [rows * blocks]
+            ),
+            row_scales=self._file.initializer(
                 f"{name}.row_scales", self._add(name, row_scales), float32, [rows, 1]
             )
             if whole and scheme.group_size is None
             else None,
-            zeros=self._initializer(f"{name}.zeros", self._add(name, zeros), uint8, [rows * -(-blocks // 2)])
+            zeros=self._file.initializer(
+                f"{name}.zeros", self._add(name, zeros), uint8, [rows * -(-blocks // 2)]
+            )
             if zeros
             else None,
             scheme=scheme,
@@ -138,21 +142,6 @@ class NBitsWeights:
         region = self._file.add(blocks)
         self._weights.count_bytes(name, region)
         return region
-
-    def _external(self, name: str, region: Region, dtype: ir.DataType, shape: list[int]) -> ir.ExternalTensor:
-        return ir.ExternalTensor(
-            location=self._file.path.name,
-            offset=region.offset,
-            length=region.length,
-            dtype=dtype,
-            shape=ir.Shape(shape),
-            name=name,
-            base_dir=str(self._file.path.parent),
-        )
-
-    def _initializer(self, name: str, region: Region, dtype: ir.DataType, shape: list[int]) -> ir.Value:
-        tensor = self._external(name, region, dtype, shape)
-        return ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(dtype), const_value=tensor)
 
     def _register(self, value: ir.Value) -> ir.Value:
         assert value.name is not None
@@ -256,7 +245,9 @@ class NBitsWeights:
 
         def stored(part: str, data: Iterable[npt.NDArray[Any]], dtype: ir.DataType, width: int) -> ir.Value:
             region = self._add(name, data)
-            return self._register(self._initializer(f"{name}.{part}", region, dtype, [rows, groups, width]))
+            return self._register(
+                self._file.initializer(f"{name}.{part}", region, dtype, [rows, groups, width])
+            )
 
         to_float = {"to": ir.DataType.FLOAT.value}
         code = stored("codes", codes(), ir.DataType.UINT8, cols // groups)

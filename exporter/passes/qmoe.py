@@ -139,13 +139,13 @@ class QMoEWeights(NBitsWeights):
         count, blocks = experts.spec.num_experts, cols // block
         uint8, float32 = ir.DataType.UINT8, ir.DataType.FLOAT
         region = self._add(first, codes())
-        stored = self._initializer(f"{name}.codes", region, uint8, [count, rows, cols * bits // 8])
+        stored = self._file.initializer(f"{name}.codes", region, uint8, [count, rows, cols * bits // 8])
         region = self._add(first, scales)
-        scale = self._initializer(f"{name}.scales", region, float32, [count, rows, blocks])
+        scale = self._file.initializer(f"{name}.scales", region, float32, [count, rows, blocks])
         zero = None
         if zeros:
             region = self._add(first, zeros)
-            zero = self._initializer(f"{name}.zeros", region, uint8, [count, rows, -(-blocks // 2)])
+            zero = self._file.initializer(f"{name}.zeros", region, uint8, [count, rows, -(-blocks // 2)])
         for value in (stored, scale, zero):
             if value is not None:
                 self._register(value)

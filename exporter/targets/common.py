@@ -28,7 +28,9 @@ class BuildJob:
         kv_cache: "fp32", "fp16" or "int8"; None lets the target choose.
         activations: "fp32", or "int8" to quantize the inputs of integer linear layers at run time; None lets
             the target choose.
-        flavour: "stock" or "native", for target aipc.
+        flavour: "stock" or "native", where the target has both.
+        target: which of the targets that share a module.
+        chip: an id of benchmarks.plan, where the target asks for one.
         max_context: tokens the bundle is made for.
         progress: called with the number of weight elements written.
     """
@@ -42,6 +44,8 @@ class BuildJob:
     kv_cache: str | None
     activations: str | None
     flavour: str
+    target: str
+    chip: str | None
     progress: Callable[[int], None]
 
 

@@ -42,8 +42,8 @@ def SplitChunks(rows, heads, chunk, missing):  # noqa: N802
 
 
 @script(cpm, default_opset=op)
-def LinearAttention(query, key, value, past_state, decay: Sequence[float], scale: float):  # noqa: N802
-    """Output (B, T, H * Dv) and present_state (B, H, D, Dv)."""
+def LinearAttend(query, key, value, past_state, decay, scale: float):  # noqa: N802
+    """The op with its decays (H,) as an input."""
     rows = op.Shape(query, start=1, end=2)
     heads = op.Shape(past_state, start=1, end=2)
     chunk = op.Min(rows, CHUNK)
@@ -52,7 +52,7 @@ def LinearAttention(query, key, value, past_state, decay: Sequence[float], scale
     q = SplitChunks(query, heads, chunk, missing)
     k = SplitChunks(key, heads, chunk, missing)
     v = SplitChunks(value, heads, chunk, missing)
-    g = op.Reshape(op.Constant(value_floats=decay), [-1, 1, 1, 1])
+    g = op.Reshape(decay, [-1, 1, 1, 1])
 
     row = op.Range(0, op.Squeeze(chunk), 1)
     within = DecayBetween(g, op.Unsqueeze(row, [1]), row)  # (H, 1, chunk, chunk)
@@ -77,13 +77,30 @@ def LinearAttention(query, key, value, past_state, decay: Sequence[float], scale
     return output, present_state
 
 
-def functions(*, opset: int = 21) -> list[ir.Function]:
+@script(cpm, default_opset=op)
+def LinearAttention(query, key, value, past_state, decay: Sequence[float], scale: float):  # noqa: N802
+    """Output (B, T, H * Dv) and present_state (B, H, D, Dv)."""
+    logarithms = op.Constant(value_floats=decay)
+    output, present_state = LinearAttend(query, key, value, past_state, logarithms, scale=scale)
+    return output, present_state
+
+
+@script(cpm, default_opset=op)
+def CpmLinearAttention(query, key, value, past_state, decay, scale: float):  # noqa: N802
+    """The plugin of TensorRT: float16 rows, float32 state, decays and output."""
+    q, k, v = op.Cast(query, to=1), op.Cast(key, to=1), op.Cast(value, to=1)
+    output, present_state = LinearAttend(q, k, v, past_state, decay, scale=scale)
+    return output, present_state
+
+
+def functions(*, opset: int = 21, plugin: bool = False) -> list[ir.Function]:
     """The op's function and those it calls, fresh copies to put into a model.
 
     Args:
         opset: the model's version of ai.onnx, 21 or later; the operators used did not change since.
+        plugin: the function CpmLinearAttention instead.
     """
-    parts = (DecayBetween, SplitChunks, LinearAttention)
+    parts = (DecayBetween, SplitChunks, LinearAttend, CpmLinearAttention if plugin else LinearAttention)
     found = [ir.serde.deserialize_function(f.to_function_proto()) for f in parts]
     for function in found:
         function.opset_imports[""] = opset

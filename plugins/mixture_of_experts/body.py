@@ -38,22 +38,34 @@ def AddExpert(total, rows, shares, w1, w3, w2, expert: int):  # noqa: N802
     return op.ScatterND(total, mine, output, reduction="add")
 
 
-def functions(spec: MixtureOfExpertsSpec, *, opset: int = 21) -> list[ir.Function]:
+@script(cpm, default_opset=op)
+def AddWholeExpert(total, rows, shares, w1, w3, w2, expert: int):  # noqa: N802
+    """AddExpert with every row, most of which get a share of 0."""
+    gate = op.MatMul(rows, op.Transpose(w1, perm=[1, 0]))
+    inner = gate * op.Sigmoid(gate) * op.MatMul(rows, op.Transpose(w3, perm=[1, 0]))
+    share = op.Gather(shares, op.Reshape(expert, [1]), axis=1)
+    return total + op.MatMul(inner, op.Transpose(w2, perm=[1, 0])) * share
+
+
+def functions(spec: MixtureOfExpertsSpec, *, opset: int = 21, whole: bool = False) -> list[ir.Function]:
     """The op's function and those it calls, fresh copies to put into a model.
 
     Args:
         spec: the number of experts decides the function's inputs.
         opset: the model's version of ai.onnx, 21 or later; the operators used did not change since.
+        whole: run every expert on every row, for engines in which no shape may depend on data. All weights
+            are then read for every token.
     """
-    parts = [ir.serde.deserialize_function(f.to_function_proto()) for f in (RouteTokens, AddExpert)]
-    parts.append(_entry(spec))
+    add = AddWholeExpert if whole else AddExpert
+    parts = [ir.serde.deserialize_function(f.to_function_proto()) for f in (RouteTokens, add)]
+    parts.append(_entry(spec, add.name))
     for function in parts:
         function.opset_imports[""] = opset
     return parts
 
 
-def _entry(spec: MixtureOfExpertsSpec) -> ir.Function:
-    """RouteTokens, then AddExpert of each expert in turn."""
+def _entry(spec: MixtureOfExpertsSpec, add: str) -> ir.Function:
+    """RouteTokens, then the function ``add`` for each expert in turn."""
     count = spec.num_experts
     x, logits = ir.Value(name="x"), ir.Value(name="router_logits")
     weights = [[ir.Value(name=f"{name}_{e}") for e in range(count)] for name in ("w1", "w3", "w2")]
@@ -66,7 +78,7 @@ def _entry(spec: MixtureOfExpertsSpec) -> ir.Function:
     for expert, (w1, w3, w2) in enumerate(zip(*weights, strict=True)):
         inputs = [total, rows, route.outputs[0], w1, w3, w2]
         index = ir.AttrInt64("expert", expert)
-        nodes.append(ir.Node(DOMAIN, AddExpert.name, inputs, [index], num_outputs=1))
+        nodes.append(ir.Node(DOMAIN, add, inputs, [index], num_outputs=1))
         total = nodes[-1].outputs[0]
     tape = ir.tape.Tape()
     output = tape.op("Reshape", [total, tape.op("Shape", [x])])
