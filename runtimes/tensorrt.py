@@ -17,7 +17,7 @@ from cpm_edge.runtimes.embedding import HostEmbedding
 from cpm_edge.runtimes.errors import BackendError
 from cpm_edge.runtimes.session import Engine
 from cpm_edge.runtimes.tensorrt_api import Api, PluginLibrary, load_api
-from cpm_edge.runtimes.tensorrt_build import BuildSpec, build_engine
+from cpm_edge.runtimes.tensorrt_build import BuildSpec, build_engine, input_weights
 from cpm_edge.runtimes.tensorrt_cache import (
     CachedEngine,
     EngineCache,
@@ -29,7 +29,14 @@ from cpm_edge.runtimes.tensorrt_caches import DeviceCaches
 from cpm_edge.runtimes.tensorrt_contexts import Contexts
 from cpm_edge.runtimes.tensorrt_device import Device, detect_device
 from cpm_edge.runtimes.tensorrt_io import EngineIo
-from cpm_edge.runtimes.tensorrt_memory import Need, Placement, check_run, choose_placement
+from cpm_edge.runtimes.tensorrt_memory import (
+    Need,
+    Placement,
+    check_run,
+    check_weightless,
+    choose_placement,
+    workspace_limit,
+)
 from cpm_edge.runtimes.tensorrt_session import TensorRtSession
 from cpm_edge.runtimes.tensorrt_step import Stepper
 from cpm_edge.runtimes.tensorrt_weights import DeviceWeights
@@ -171,11 +178,15 @@ def _build(bundle: Bundle, machine: Machine, cache: EngineCache, identity: Engin
     engine = bundle.manifest.engine
     need = Need.of(engine)
     placement = choose_placement(need, machine.device)
+    model = bundle.file(MODEL)
+    if placement is Placement.INPUTS:
+        outside = sum(tensor.nbytes for tensor in input_weights(model.read_bytes()))
+        check_weightless(need, outside, machine.device)
     spec = BuildSpec(
-        model=bundle.file(MODEL),
+        model=model,
         prefill_chunk=int(engine["prefill_chunk"]),
         vocab_size=bundle.manifest.vocab_size,
-        workspace=need.workspace,
+        workspace=workspace_limit(need, machine.device),
         aliased=bundle.manifest.cache["form"] == "in_place",
         placement=placement,
         sms=(machine.device.sm,) if machine.api.is_rtx else (),

@@ -31,27 +31,29 @@ _HOW_TO_INSTALL = {
 
 
 class Log:
-    """What the engine reported: the last errors and warnings, newest last.
+    """What the engine reported: the last errors, newest last, or the last warnings where there is no error.
 
     The library keeps one logger for the whole process (the first it is given), so there is one a module.
     """
 
     def __init__(self) -> None:
-        self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._errors: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._warnings: deque[str] = deque(maxlen=_KEPT_LINES)
         self.interrupted = False
 
-    def add(self, line: str) -> None:
-        self._lines.append(" ".join(line.split()))
+    def add(self, line: str, *, warning: bool = False) -> None:
+        (self._warnings if warning else self._errors).append(" ".join(line.split()))
 
     def clear(self) -> None:
-        self._lines.clear()
+        self._errors.clear()
+        self._warnings.clear()
 
     def text(self) -> str:
         """The kept lines, each once, indented below the message they explain; empty without any."""
-        return "".join(f"\n  {line}" for line in dict.fromkeys(self._lines))
+        return "".join(f"\n  {line}" for line in dict.fromkeys(self._errors or self._warnings))
 
     def has(self, phrase: str) -> bool:
-        return any(phrase.lower() in line.lower() for line in self._lines)
+        return any(phrase.lower() in line.lower() for line in (*self._errors, *self._warnings))
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,8 @@ def _import(name: str) -> Any:
 
 
 def _make_logger(module: Any, log: Log) -> trt.ILogger:
-    worst = (module.ILogger.Severity.INTERNAL_ERROR, module.ILogger.Severity.ERROR)
-    kept = (*worst, module.ILogger.Severity.WARNING)
+    warning = module.ILogger.Severity.WARNING
+    kept = (module.ILogger.Severity.INTERNAL_ERROR, module.ILogger.Severity.ERROR, warning)
 
     class Logger(module.ILogger):  # type: ignore[misc]  # the base class is known at run time only
         def __init__(self) -> None:
@@ -135,7 +137,7 @@ def _make_logger(module: Any, log: Log) -> trt.ILogger:
         def log(self, severity: Any, msg: str) -> None:
             try:
                 if severity in kept:
-                    log.add(msg)
+                    log.add(msg, warning=severity == warning)
             except KeyboardInterrupt:  # must not cross the C++ frames above
                 log.interrupted = True
 

@@ -25,9 +25,9 @@ ROWS_INPUT = "logit_rows"
 ALIASED_IO = "ALIASED_PLUGIN_IO_10_03"  # its number differs between releases, its name does not
 _LEAST_INPUT = 1 << 20  # bytes; smaller weights are no matter of memory
 _LOGIT_BYTES = 32 << 20  # of one step at most: what keeps R below T
-_LEAST_WORKSPACE = 64 << 20
-# Where a weight may come from outside: operator (None: any of ours) and index of its input.
-_FREE_INPUTS = {("MatMul", 0), ("MatMul", 1), ("Gather", 0), ("DequantizeLinear", 0), ("Transpose", 0)}
+# Where a weight may come from outside, beside our plugins: operator and index of its input. Not codes under
+# DequantizeLinear: TensorRT-RTX 1.7.1 does not compile blocked ones that are inputs (quantize_lowering).
+_FREE_INPUTS = {("MatMul", 0), ("MatMul", 1), ("Gather", 0), ("Transpose", 0)}
 _OUR_PREFIX = "Cpm"
 
 
@@ -39,7 +39,8 @@ class BuildSpec:
         model: the ONNX file; its external data lies beside it.
         prefill_chunk: most tokens of a step.
         vocab_size: columns of the logits, float32.
-        workspace: bytes of scratch that one layer may ask for.
+        workspace: bytes of scratch that one layer may ask for; TensorRT only. TensorRT-RTX 1.7.1 refuses some
+            layers under any limit ("OutOfMemory", requested: the limit and a little more), and none without.
         aliased: outputs of plugins lie in the memory of their inputs.
         placement: where the weights go.
         sms: compute capabilities to build for, such as (86, 89), without a GPU; TensorRT-RTX only. Empty: for
@@ -152,8 +153,8 @@ def _parser_hint(lines: list[str]) -> str:
 
 def _configure(api: Api, config: trt.IBuilderConfig, spec: BuildSpec) -> None:
     module = api.module
-    workspace = max(spec.workspace, _LEAST_WORKSPACE)
-    config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, workspace)
+    if not api.is_rtx:
+        config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, spec.workspace)
     if spec.aliased:
         feature = getattr(module.PreviewFeature, ALIASED_IO, None)
         if feature is None:

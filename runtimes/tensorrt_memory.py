@@ -17,6 +17,11 @@ BUILD_FACTOR = 4.3
 RESERVE = 300 << 20
 # A build that holds no large weights: libraries, graph, kernels; rounded up.
 WEIGHTLESS_BUILD = 1 << 30
+_MOST_SCRATCH = 1 << 30
+_FOR_THE_BUILD = (
+    "Close other programs, or add swap for the build: sudo fallocate -l 8G /swapfile && "
+    "sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile"
+)
 
 
 class Placement(enum.Enum):
@@ -50,6 +55,31 @@ class Need:
         return (
             f"{size(self.weights)} weights + {size(self.cache)} KV cache + {size(self.workspace)} workspace"
             f" + {size(RESERVE)} for CUDA = {size(self.total)}"
+        )
+
+
+def workspace_limit(need: Need, device: Device) -> int:
+    """Bytes of scratch a layer may ask for: what the model was planned with, or up to 1 GiB that is left."""
+    left = device.available - need.weights - need.cache
+    return max(need.workspace, min(_MOST_SCRATCH, left))
+
+
+def check_weightless(need: Need, as_inputs: int, device: Device) -> None:
+    """Whether a build fits whose weights are inputs but for those that must lie inside.
+
+    Args:
+        as_inputs: bytes of weights that are inputs.
+
+    Raises:
+        BackendError: it does not; with the numbers.
+    """
+    inside = max(0, need.weights - as_inputs)
+    wanted = WEIGHTLESS_BUILD + int(BUILD_FACTOR * inside) + need.workspace
+    if wanted > device.host_available:
+        raise BackendError(
+            f"not enough free memory to build an engine on {device}: {size(wanted)}, with {size(as_inputs)} "
+            f"of {size(need.weights)} weights kept out of it, {size(device.host_available)} are free",
+            hint=_FOR_THE_BUILD,
         )
 
 
@@ -92,11 +122,5 @@ def choose_placement(need: Need, device: Device) -> Placement:
     check_run(need, device)
     if fits_build:
         return Placement.ENGINE
-    if WEIGHTLESS_BUILD + need.workspace <= device.host_available:
-        return Placement.INPUTS
-    raise BackendError(
-        f"not enough free memory to build an engine on {device}: {size(WEIGHTLESS_BUILD + need.workspace)} "
-        f"without the weights, {size(build)} with them, {size(device.host_available)} are free",
-        hint="Close other programs, or add swap for the build: sudo fallocate -l 8G /swapfile && "
-        "sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile",
-    )
+    check_weightless(need, need.weights, device)
+    return Placement.INPUTS

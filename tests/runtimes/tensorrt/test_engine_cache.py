@@ -55,13 +55,13 @@ def test_an_engine_is_built_once_and_again_for_another_version(board: Board, tin
 
 
 def test_the_builder_gets_what_the_contract_says(board: Board, tiny_bundle: MakeBundle) -> None:
-    bundle = tiny_bundle(TinyModel("in_place"), memory={"weights": 1, "kv_cache": 1, "workspace": 77 << 20})
+    bundle = tiny_bundle(TinyModel("in_place"), memory={"weights": 1, "kv_cache": 1, "workspace": 1200 << 20})
     build(bundle.path)
     config = board.tensorrt.last_config
     assert config is not None
     assert board.tensorrt.network_flags == 1 << NetworkDefinitionCreationFlag.STRONGLY_TYPED
     assert config.features == {PreviewFeature.ALIASED_PLUGIN_IO_10_03: True}
-    assert config.pools == {MemoryPoolType.WORKSPACE: 77 << 20}
+    assert config.pools == {MemoryPoolType.WORKSPACE: 1200 << 20}
     assert config.flags == set()
     rows = (1, 1, HIDDEN)
     prefill, decode = config.profiles
@@ -140,9 +140,10 @@ def test_weights_become_inputs_when_the_build_does_not_fit(
     form: str, board: Board, tiny_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tensorrt_build, "_LEAST_INPUT", 1024)
-    memory = {"weights": 1 << 30, "kv_cache": 1, "workspace": 1}
-    board.has_memory(3 << 30)  # holds the model but not 4.3 times its weights
+    monkeypatch.setattr(tensorrt_memory, "BUILD_FACTOR", 1e6)
     tiny = TinyModel(form)
+    outside = sum(2 * tiny.weights[name].size for name in ("positions", "q", "k", "v", "o", "head"))
+    memory = {"weights": outside, "kv_cache": 1, "workspace": 1}
     bundle = tiny_bundle(tiny, memory=memory)
     engine = run_once(bundle, tiny)
     found = cached(bundle)
@@ -152,6 +153,12 @@ def test_weights_become_inputs_when_the_build_does_not_fit(
     # Nothing but small constants is left in the plan.
     assert found.nbytes < bundle.file("model.onnx").stat().st_size + 4096
     run_once(bundle, tiny)
+    assert board.tensorrt.builds == 1
+    stays = tiny_bundle(tiny, "stays", memory=memory | {"weights": outside + 20_000})
+    with pytest.raises(
+        BackendError, match=r"GiB, with 0.\d MiB of 0.\d MiB weights kept out of it, 6.00 GiB"
+    ):
+        open_engine(stays)
     assert board.tensorrt.builds == 1
 
 
