@@ -13,11 +13,13 @@ from cpm_edge.benchmarks.commands.gpu_check import gpu_check
 from cpm_edge.benchmarks.commands.kernels import kernels
 from cpm_edge.benchmarks.commands.peers import peers
 from cpm_edge.benchmarks.commands.perplexity import perplexity
+from cpm_edge.benchmarks.commands.run import compare, run
 from cpm_edge.benchmarks.commands.trace import trace
 
 EXAMPLES = """
 \b
 Examples:
+  cpm-bench run BUNDLE -o report.html
   cpm-bench peers --llama-bench PATH
   cpm-bench context --context 256,32768 --prefill-to 0
   cpm-bench kernels matmul attention
@@ -37,8 +39,8 @@ def main() -> None:
 
 
 for command in (
+    *(run, compare, chips_command),
     *(peers, context, kernels, gpu_check, agreement, perplexity, export, trace, checkpoint),
-    chips_command,
 ):
     main.add_command(command)
 

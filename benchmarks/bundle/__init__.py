@@ -1,0 +1,1 @@
+"""How fast, how large and how exact a bundle is on the machine at hand."""

@@ -1,0 +1,99 @@
+"""``cpm-bench compare``: several records in one table and on one page, beside the first of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from rich.table import Table
+
+from cpm_edge.benchmarks.bundle.html import legend, page, spread
+from cpm_edge.benchmarks.bundle.record import At, Record
+from cpm_edge.benchmarks.bundle.svg import Series, line_chart, number
+from cpm_edge.benchmarks.bundle.verdict import warnings
+from cpm_edge.benchmarks.samples import ratio
+
+STYLES = ("s1", "s2", "s3", "s4", "s5", "s6")
+
+
+def names(records: Sequence[Record]) -> list[str]:
+    """A different one for each: the label, and what tells equal labels apart."""
+    labels = [f"{each.label} · {each.results['chip']['id']}" for each in records]
+    return [
+        label if labels.count(label) == 1 else f"{label} ({each.name})"
+        for label, each in zip(labels, records, strict=True)
+    ]
+
+
+def compare_table(records: Sequence[Record]) -> Table:
+    """Speeds by context, with ratios to the first record."""
+    table = Table(
+        "record", "context", "first token, s", "decode, tok/s", "to the first", "of roofline", "output"
+    )
+    for name, at, base in _rows(records):
+        table.add_row(
+            name,
+            str(at.context),
+            at.first.text(3),
+            at.rate.text(),
+            ratio(at.rate, base.rate) if base else "-",
+            "-" if at.share is None else f"{at.share:.0%}",
+            _output(at, base),
+        )
+    return table
+
+
+def compare_html(records: Sequence[Record]) -> str:
+    """A page with one line a record."""
+    titles = names(records)
+    styles = [STYLES[index % len(STYLES)] for index in range(len(records))]
+    series = [
+        Series(title, [(at.context, at.rate.median) for at in record.at()], style,
+               [(min(at.rate.values), max(at.rate.values)) for at in record.at()])
+        for title, style, record in zip(titles, styles, records, strict=True)
+    ]  # fmt: skip
+    summary = "Decoded tokens a second by context: " + "; ".join(
+        f"{each.name}: " + ", ".join(f"{number(y)} at {number(x)}" for x, y in each.points) for each in series
+    )
+    chart = line_chart(series, [], "tokens in the context", "tok/s", summary)
+    notes = [
+        f"{title}: {note}" for title, record in zip(titles, records, strict=True) for note in warnings(record)
+    ]
+    body = [
+        "<h1>Comparison</h1>",
+        f'<p class="soft">{len(records)} runs; ratios are to the first.</p>',
+        f"<figure>{chart}{legend(list(zip(styles, titles, strict=True)))}</figure>",
+        _html_table(records),
+        "<h2>Notes</h2>",
+        *(f'<p class="warn">{escape(note)}</p>' for note in notes),
+    ]
+    return page("Comparison", body)
+
+
+def _html_table(records: Sequence[Record]) -> str:
+    head = ("run", "context", "first token, s", "decode, tok/s", "to the first", "of roofline", "output")
+    rows = []
+    for name, at, base in _rows(records):
+        cells = (escape(name), str(at.context), spread(at.first, 3), spread(at.rate),
+                 ratio(at.rate, base.rate) if base else "-",
+                 "-" if at.share is None else f"{at.share:.0%}", _output(at, base))  # fmt: skip
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    headings = "".join(f"<th>{name}</th>" for name in head)
+    return f'<div class="scroll"><table><tr>{headings}</tr>{"".join(rows)}</table></div>'
+
+
+def _rows(records: Sequence[Record]) -> list[tuple[str, At, At | None]]:
+    """(name, what was measured, the first record at the same context), by context."""
+    base = {at.context: at for at in records[0].at()}
+    found = [
+        (name, at, base.get(at.context))
+        for name, record in zip(names(records), records, strict=True)
+        for at in record.at()
+    ]
+    return sorted(found, key=lambda row: row[1].context)
+
+
+def _output(at: At, base: At | None) -> str:
+    if base is None or base is at:
+        return escape(", ".join(at.hashes))
+    return "the same" if at.hashes == base.hashes else "another"

@@ -1,0 +1,207 @@
+"""The record of a ``cpm-bench run``: one JSON file, written here, read and checked by whatever reports it.
+
+``schema`` 1. Keys: ``benchmark`` ("run"), ``command``, ``time``, ``machine``, ``versions``, ``settings`` and
+``notes`` as in every report, and ``results``:
+
+    bundle      name, target, flavour, architecture, weights, layers, context, files (bytes by name), card
+    chip        id, name, bandwidth and predictions of its profile
+    load_seconds, engine, conditions, memory      see measure
+    contexts    one a prompt length: context, first_token_seconds, step_seconds (a list a repeat),
+                output_hashes, read_bytes, predicted
+    roofline    bandwidth (bytes a second) and its source
+    accuracy    what ``cpm-bench accuracy --json`` wrote, or null
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cpm_edge.benchmarks.errors import BenchError
+from cpm_edge.benchmarks.report import SCHEMA
+from cpm_edge.benchmarks.samples import Samples
+
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "machine": dict,
+    "versions": dict,
+    "settings": dict,
+    "notes": list,
+    "results": dict,
+    "command": list,
+    "time": str,
+}
+_RESULTS: dict[str, type | tuple[type, ...]] = {
+    "bundle": dict,
+    "chip": dict,
+    "contexts": list,
+    "memory": dict,
+    "roofline": dict,
+    "conditions": dict,
+    "load_seconds": (int, float),
+}
+
+
+@dataclass(frozen=True)
+class At:
+    """What was measured with a prompt of one length.
+
+    Attributes:
+        first: seconds to the first token, one a repeat.
+        rate: decoded tokens a second without the first, one a repeat.
+        steps: milliseconds of every step of every repeat.
+        ceiling: tokens a second that the roofline allows, None without one.
+        predicted: (low, high) tokens a second by the chip's profile; low may be None.
+    """
+
+    context: int
+    first: Samples
+    rate: Samples
+    steps: list[float]
+    hashes: list[str]
+    ceiling: float | None
+    predicted: tuple[float | None, float] | None
+
+    @property
+    def share(self) -> float | None:
+        return self.rate.median / self.ceiling if self.ceiling else None
+
+    @property
+    def prefill_rate(self) -> Samples:
+        return Samples(self.context / seconds for seconds in self.first.values)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A checked file.
+
+    Attributes:
+        content: all of it.
+        name: of the file, for legends.
+    """
+
+    content: dict[str, Any]
+    name: str
+
+    @property
+    def results(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.content["results"]
+        return found
+
+    @property
+    def label(self) -> str:
+        """Model, engine, flavour and machine in a few words."""
+        bundle = self.results["bundle"]
+        flavour = f" {bundle['flavour']}" if bundle.get("flavour") else ""
+        return f"{bundle['name']} · {bundle['target']}{flavour} · {bundle['weights']}"
+
+    def at(self) -> Iterator[At]:
+        """By context, ascending."""
+        bandwidth = self.results["roofline"].get("bandwidth")
+        for entry in sorted(self.results["contexts"], key=lambda each: each["context"]):
+            steps = entry["step_seconds"]
+            predicted = entry.get("predicted")
+            yield At(
+                context=entry["context"],
+                first=Samples(entry["first_token_seconds"]),
+                rate=Samples(len(each) / sum(each) for each in steps),
+                steps=[1e3 * step for each in steps for step in each],
+                hashes=entry["output_hashes"],
+                ceiling=bandwidth / entry["read_bytes"] if bandwidth else None,
+                predicted=(predicted["low"], predicted["high"]) if predicted else None,
+            )
+
+
+def read_record(path: Path) -> Record:
+    """Read a record that a run wrote.
+
+    Raises:
+        BenchError: no JSON, of a newer schema, of another benchmark, or damaged; the message names the key.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BenchError(f"{path}: expected the JSON of cpm-bench run: {error}") from error
+    return check_record(content, str(path))
+
+
+def check_record(content: Any, where: str) -> Record:
+    """The same for a parsed document."""
+    if not isinstance(content, dict) or content.get("benchmark") != "run":
+        got = content.get("benchmark") if isinstance(content, dict) else type(content).__name__
+        raise _damaged(where, "benchmark", "'run'", got)
+    schema = content.get("schema")
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        raise _damaged(where, "schema", "a whole number", schema)
+    if schema > SCHEMA:
+        raise BenchError(
+            f"{where}: schema {schema} is newer than this version reads ({SCHEMA})",
+            hint="upgrade: pip install --upgrade cpm-edge",
+        )
+    _check_types(content, _TYPES, where, "")
+    _check_types(content["results"], _RESULTS, where, "results.")
+    if not content["results"]["contexts"]:
+        raise _damaged(where, "results.contexts", "at least one", [])
+    for number, entry in enumerate(content["results"]["contexts"]):
+        _check_context(entry, where, f"results.contexts[{number}]")
+    bandwidth = content["results"]["roofline"].get("bandwidth")
+    if bandwidth is not None and not _times([bandwidth]):
+        raise _damaged(where, "results.roofline.bandwidth", "null or a number above 0", bandwidth)
+    for key, value in content["results"]["memory"].items():
+        if key != "predicted" and value is not None and not isinstance(value, int):
+            raise _damaged(where, f"results.memory.{key}", "bytes", value)
+    for key in ("name", "target", "weights"):
+        if not isinstance(content["results"]["bundle"].get(key), str):
+            raise _damaged(where, f"results.bundle.{key}", "text", content["results"]["bundle"].get(key))
+    return Record(content, Path(where).stem)
+
+
+def _check_types(
+    content: dict[str, Any], types: dict[str, type | tuple[type, ...]], where: str, prefix: str
+) -> None:
+    for key, kind in types.items():
+        value = content.get(key)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            names = kind.__name__ if isinstance(kind, type) else "a number"
+            raise _damaged(where, prefix + key, names, value)
+
+
+def _check_context(entry: Any, where: str, key: str) -> None:
+    if not isinstance(entry, dict):
+        raise _damaged(where, key, "an object", entry)
+    if not isinstance(entry.get("context"), int) or entry["context"] < 1:
+        raise _damaged(where, f"{key}.context", "a number of tokens", entry.get("context"))
+    first, steps = entry.get("first_token_seconds"), entry.get("step_seconds")
+    if not _times(first):
+        raise _damaged(where, f"{key}.first_token_seconds", "seconds above 0", first)
+    if not isinstance(steps, list) or not steps or not all(_times(each) for each in steps):
+        raise _damaged(where, f"{key}.step_seconds", "a list of seconds a repeat", steps)
+    if not _times([entry.get("read_bytes")]):
+        raise _damaged(where, f"{key}.read_bytes", "a number above 0", entry.get("read_bytes"))
+    hashes, predicted = entry.get("output_hashes"), entry.get("predicted")
+    if not isinstance(hashes, list) or not all(isinstance(each, str) for each in hashes):
+        raise _damaged(where, f"{key}.output_hashes", "a list of texts", hashes)
+    if predicted is not None and not (
+        isinstance(predicted, dict)
+        and _times([predicted.get("high")])
+        and (predicted.get("low") is None or _times([predicted["low"]]))
+    ):
+        raise _damaged(where, f"{key}.predicted", "null, or low and high", predicted)
+
+
+def _times(values: Any) -> bool:
+    return (
+        isinstance(values, list)
+        and bool(values)
+        and all(isinstance(v, (int, float)) and not isinstance(v, bool) and 0 < v < 1e18 for v in values)
+    )
+
+
+def _damaged(where: str, key: str, expected: str, got: Any) -> BenchError:
+    text = repr(got)
+    return BenchError(
+        f"{where}: {key}: expected {expected}, got {text if len(text) < 60 else text[:57] + '...'}",
+        hint="the file was changed or cut off; measure again with cpm-bench run --json",
+    )

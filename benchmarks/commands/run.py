@@ -1,0 +1,94 @@
+"""``cpm-bench run`` and ``cpm-bench compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cpm_edge.benchmarks.commands.options import PATH, SETTINGS, int_list, json_option
+from cpm_edge.runtimes.console import report_errors
+
+RUN_EXAMPLES = """
+\b
+Examples:
+  cpm-bench run smollm2-aipc -o report.html --json run.json
+  cpm-bench run minicpm4-int4 --context 512,4096,32768 --repeat 5 --markdown run.md
+"""
+COMPARE_EXAMPLES = """
+\b
+Examples:
+  cpm-bench compare before.json after.json
+  cpm-bench compare orin.json 258v.json laptop.json -o chips.html
+"""
+
+
+@click.command(epilog=RUN_EXAMPLES, context_settings=SETTINGS)
+@click.argument("bundle", type=PATH)
+@click.option(
+    "--context",
+    "contexts",
+    default="128,512",
+    type=int_list,
+    metavar="N,N,...",
+    help="Tokens of the prompts.",
+)
+@click.option("--new-tokens", default=32, type=click.IntRange(min=2), help="Of every repeat.")
+@click.option("--repeat", default=5, type=click.IntRange(min=1), help="Rounds, after one warm-up.")
+@click.option("--threads", type=click.IntRange(min=1), help="All cores without it.")
+@click.option("--device", default="CPU", help="CPU, GPU, NPU or cuda.")
+@click.option("--chip", default="auto", metavar="ID", help="Whose roofline and predictions; see chips.")
+@click.option("-o", "--output", type=PATH, help="Write the report here, one HTML file.")
+@click.option("--markdown", type=PATH, help="Write it as Markdown, too.")
+@click.option("--accuracy", type=PATH, help="JSON of cpm-bench accuracy, for the report.")
+@json_option
+@report_errors
+def run(
+    bundle: Path,
+    contexts: tuple[int, ...],
+    new_tokens: int,
+    repeat: int,
+    threads: int | None,
+    device: str,
+    chip: str,
+    output: Path | None,
+    markdown: Path | None,
+    accuracy: Path | None,
+    json_file: Path | None,
+) -> None:
+    """Measure a bundle on this machine: first token, decode, memory, energy, share of the roofline."""
+    from cpm_edge.benchmarks.bundle.html import report_html
+    from cpm_edge.benchmarks.bundle.markdown import report_markdown
+    from cpm_edge.benchmarks.bundle.measure import Settings
+    from cpm_edge.benchmarks.bundle.run import run as measure_bundle
+    from cpm_edge.benchmarks.report import check_file
+
+    for file in (output, markdown, json_file):
+        check_file(file)
+    settings = Settings(tuple(sorted(contexts)), new_tokens, repeat, threads, device)
+    report, record = measure_bundle(bundle, settings, chip, accuracy)
+    report.publish(json_file)
+    if output is not None:
+        output.write_text(report_html(record), encoding="utf-8")
+    if markdown is not None:
+        markdown.write_text(report_markdown(record), encoding="utf-8")
+
+
+@click.command(epilog=COMPARE_EXAMPLES, context_settings=SETTINGS)
+@click.argument("records", nargs=-1, required=True, type=PATH)
+@click.option("-o", "--output", type=PATH, help="Write the overlay here, one HTML file.")
+@report_errors
+def compare(records: tuple[Path, ...], output: Path | None) -> None:
+    """Put the JSON files of several runs together: chips, versions, formats. Ratios are to the first."""
+    from rich.console import Console
+
+    from cpm_edge.benchmarks.bundle.compare import compare_html, compare_table
+    from cpm_edge.benchmarks.bundle.record import read_record
+    from cpm_edge.benchmarks.report import WIDTH, check_file
+
+    check_file(output)
+    found = [read_record(path) for path in records]
+    console = Console(highlight=False)
+    (console if console.is_terminal else Console(width=WIDTH, highlight=False)).print(compare_table(found))
+    if output is not None:
+        output.write_text(compare_html(found), encoding="utf-8")

@@ -1,0 +1,127 @@
+"""The pages: what they say, and that a browser shows all of it without asking the network."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from cpm_edge.benchmarks.bundle.compare import compare_html
+from cpm_edge.benchmarks.bundle.html import report_html
+from cpm_edge.benchmarks.bundle.markdown import report_markdown
+from cpm_edge.benchmarks.bundle.record import check_record
+from cpm_edge.benchmarks.cli import main
+from tests.benchmarks.bundle.records import RECORD, changed
+
+BROWSER = shutil.which("chromium-headless-shell") or shutil.which("chromium")
+LOADED = "other processes kept 83% of this machine busy meanwhile: these numbers are lower bounds"
+PROBE = """<script>
+const errors = []; addEventListener('error', event => errors.push(event.message));
+addEventListener('load', () => { const page = document.documentElement;
+  const sizes = [...document.querySelectorAll('svg')].map(svg => svg.getBBox().width);
+  page.setAttribute('data-probe', JSON.stringify({ width: page.scrollWidth, window: innerWidth, sizes,
+    requests: performance.getEntriesByType('resource').length, errors })); });
+</script></head>"""
+
+
+def pages() -> dict[str, str]:
+    record = check_record(RECORD, "a.json")
+    others = [check_record(changed(("results", "chip", "id"), chip), "b.json") for chip in ("x", "y")]
+    return {"report": report_html(record), "comparison": compare_html([record, *others])}
+
+
+def test_the_report_says_what_was_measured() -> None:
+    page = pages()["report"]
+    for text in (
+        "MiniCPM4-8B-int4",
+        "of what the memory allows",
+        "inside the predicted",
+        "cpm-bench run MiniCPM4-8B-int4 -o report.html",
+        "&lt;MiniCPM4&gt;",
+        "openvino",
+    ):
+        assert text in page, text
+    assert "MiniCPM4-8B, published: OpenVINO documentation" in page  # the same model on the same chip
+
+
+def test_a_loaded_machine_is_said_at_the_top() -> None:
+    record = check_record(changed(("notes",), [LOADED]), "a.json")
+    page = report_html(record)
+    assert page.index(LOADED) < page.index("<h2>Speed</h2>")
+    assert LOADED in report_markdown(record)
+
+
+def test_a_comparison_has_a_line_for_every_record() -> None:
+    page = pages()["comparison"]
+    assert page.count("<polyline") == 3
+    assert len(set(re.findall(r'class="line (s\d)"', page))) == 3
+
+
+class Balanced(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag not in ("meta", "link", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: Any) -> None: ...
+
+
+@pytest.mark.parametrize("name", ["report", "comparison"])
+def test_a_page_is_whole_and_names_no_other_place(name: str) -> None:
+    page = pages()[name]
+    parser = Balanced()
+    parser.feed(page)
+    assert parser.open == []
+    assert "<script" not in page and "url(" not in page and "@import" not in page
+    assert not re.search(r'(?:src|href)="(?!data:)', page)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium here; .ci/run installs it")
+@pytest.mark.parametrize("width", [390, 1000])
+@pytest.mark.parametrize("name", ["report", "comparison"])
+def test_a_browser_shows_every_chart(tmp_path: Path, name: str, width: int) -> None:
+    found = looked_at(tmp_path, pages()[name], width)
+    assert found["errors"] == [] and found["requests"] == 0
+    assert found["width"] <= found["window"] == width
+    assert len(found["sizes"]) == (4 if name == "report" else 1) and min(found["sizes"]) > 300
+
+
+def looked_at(folder: Path, page: str, width: int) -> dict[str, Any]:
+    """What a browser says of a page in a window of this width."""
+    file = folder / "page.html"
+    file.write_text(page.replace("</head>", PROBE, 1))
+    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000"]
+    command += [f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900", "--dump-dom"]
+    command.append(file.as_uri())
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    match = re.search(r'data-probe="([^"]*)"', done.stdout)
+    assert match is not None, done.stderr
+    probe: dict[str, Any] = json.loads(match.group(1).replace("&quot;", '"'))
+    return probe
+
+
+def test_compare_on_the_command_line(tmp_path: Path) -> None:
+    files = []
+    for number, chip in enumerate(("core-ultra-7-358h", "core-ultra-7-258v", "ddr5-laptop")):
+        files.append(tmp_path / f"{number}.json")
+        files[-1].write_text(json.dumps(changed(("results", "chip", "id"), chip)))
+    output = tmp_path / "chips.html"
+    result = CliRunner().invoke(main, ["compare", *map(str, files), "-o", str(output)])
+    assert result.exit_code == 0, result.output
+    assert "1.00" in result.stdout and output.read_text().count("<polyline") == 3
+    files[1].write_text(json.dumps(changed(("schema",), 9)))
+    refused = CliRunner().invoke(main, ["compare", *map(str, files)])
+    assert refused.exit_code == 1 and "schema 9 is newer" in refused.stderr

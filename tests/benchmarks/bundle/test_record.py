@@ -1,0 +1,78 @@
+"""Reading records: what they say, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cpm_edge.benchmarks.bundle.record import check_record, read_record
+from cpm_edge.benchmarks.errors import BenchError
+from tests.benchmarks.bundle.records import RECORD, changed
+
+
+def test_a_decode_speed_leaves_the_first_token_out() -> None:
+    short, long = check_record(RECORD, "x.json").at()
+    assert short.rate.values == [pytest.approx(3 / 0.121), pytest.approx(3 / 0.132)]
+    assert short.first.median == pytest.approx(0.055)
+    assert long.ceiling == pytest.approx(153.6e9 / 4.5e9)
+    assert long.share == pytest.approx(long.rate.median / long.ceiling)
+    assert long.predicted == (21.5, 27.5)
+
+
+def test_a_newer_schema_is_refused_with_the_way_out() -> None:
+    with pytest.raises(BenchError, match="schema 2 is newer") as error:
+        check_record(changed(("schema",), 2), "x.json")
+    assert error.value.hint is not None and "--upgrade" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("benchmark",), "peers", "benchmark: expected 'run', got 'peers'"),
+        (("schema",), "1", "schema: expected a whole number"),
+        (("results",), None, "results: expected dict, got None"),
+        (("results", "contexts"), [], "results.contexts: expected at least one"),
+        (
+            ("results", "contexts", 1, "step_seconds"),
+            [[0.1], []],
+            "contexts[1].step_seconds: expected a list",
+        ),
+        (("results", "contexts", 0, "first_token_seconds"), [0], "contexts[0].first_token_seconds"),
+        (("results", "contexts", 0, "read_bytes"), None, "contexts[0].read_bytes"),
+        (("results", "bundle", "name"), 3, "results.bundle.name: expected text, got 3"),
+        (("time",), 7, "time: expected str, got 7"),
+    ],
+)
+def test_a_damaged_record_is_refused(path: tuple[Any, ...], value: Any, message: str) -> None:
+    with pytest.raises(BenchError) as error:
+        check_record(changed(path, value), "x.json")
+    assert message in error.value.message
+
+
+def test_a_file_that_was_cut_off(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps(RECORD)[:-40])
+    with pytest.raises(BenchError, match="expected the JSON of cpm-bench run"):
+        read_record(file)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)
+PATHS = [("results", key) for key in RECORD["results"]] + [(key,) for key in RECORD]
+
+
+@given(st.sampled_from(PATHS), json_values)
+def test_any_damage_is_an_error_of_ours_or_harmless(path: tuple[str, ...], value: Any) -> None:
+    try:
+        record = check_record(changed(path, value), "x.json")
+    except BenchError:
+        return
+    assert list(record.at())

@@ -1,0 +1,79 @@
+"""``cpm-bench run`` on tiny bundles of every engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner
+
+from cpm_edge.benchmarks.bundle.measure import output_hash, random_prompt, repeat_once
+from cpm_edge.benchmarks.bundle.record import read_record
+from cpm_edge.benchmarks.bundle.run import parse_format
+from cpm_edge.benchmarks.cli import main
+from cpm_edge.benchmarks.plan.storage import Format
+from tests.support.bundles import NATIVE
+
+if TYPE_CHECKING:
+    from tests.support.bundles import Bundles
+
+CASES: list[tuple[str, str, dict[str, Any]]] = [
+    ("sparse", "aipc", NATIVE),
+    ("llama", "ort", {"weight_format": "int8"}),
+]
+
+
+@pytest.mark.parametrize(("variant", "target", "options"), CASES, ids=["native", "ort"])
+def test_a_run_writes_three_reports(
+    bundles: Bundles, tmp_path: Path, variant: str, target: str, options: dict[str, Any]
+) -> None:
+    folder = bundles.result(variant, target, **options).folder
+    files = {name: tmp_path / f"run.{name}" for name in ("html", "json", "md")}
+    result = CliRunner().invoke(
+        main,
+        ["run", str(folder), "--context", "8,40", "--new-tokens", "5", "--repeat", "2", "--threads", "1",
+         "--chip", "ddr5-laptop", "-o", str(files["html"]), "--json", str(files["json"]),
+         "--markdown", str(files["md"])],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    record = read_record(files["json"])
+    assert [(at.context, len(at.first), len(at.steps), len(at.hashes)) for at in record.at()] == [
+        (8, 2, 8, 1),
+        (40, 2, 8, 1),
+    ]
+    assert record.results["memory"]["predicted"]["total"] > 0
+    assert "<svg" in files["html"].read_text() and "| 40 |" in files["md"].read_text()
+
+
+def test_a_context_that_the_bundle_does_not_take(bundles: Bundles) -> None:
+    folder = bundles.result("sparse", "aipc", **NATIVE).folder
+    arguments = ["run", str(folder), "--context", "100000", "--chip", "ddr5-laptop"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1 and "--context: expected at most" in result.stderr
+
+
+def test_times_are_those_of_the_clock_and_tokens_repeat(bundles: Bundles) -> None:
+    engine = bundles.engine("sparse", "aipc", **NATIVE)
+    ticking = iter(range(100))
+    first = repeat_once(engine, 20, 4, clock=lambda: float(next(ticking)))
+    assert (first["first"], first["steps"], len(first["tokens"])) == (1.0, [1.0, 1.0, 1.0], 4)
+    assert output_hash(repeat_once(engine, 20, 4)["tokens"]) == output_hash(first["tokens"])
+    assert (random_prompt(9, 50) == random_prompt(9, 50)).all()
+
+
+@pytest.mark.parametrize(
+    "form", [Format("int4", 32), Format("int4", 128, symmetric=False), Format("int8"), Format("bf16"),
+             Format("ternary", 128)],
+)  # fmt: skip
+def test_a_manifest_s_words_for_formats(form: Format) -> None:
+    assert parse_format(form.describe()) == form
+
+
+def test_an_accuracy_file_of_something_else(bundles: Bundles, tmp_path: Path) -> None:
+    file = tmp_path / "other.json"
+    file.write_text(json.dumps({"benchmark": "accuracy", "results": {"weights": "bf16"}}))
+    folder = bundles.result("sparse", "aipc", **NATIVE).folder
+    result = CliRunner().invoke(main, ["run", str(folder), "--chip", "ddr5-laptop", "--accuracy", str(file)])
+    assert result.exit_code == 1 and "got that of another" in result.stderr
