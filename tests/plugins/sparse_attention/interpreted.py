@@ -71,9 +71,10 @@ def rounded_means(spec: SparseAttentionSpec) -> Callable[[Array, int, int], Arra
         fine = fine.astype(np.float16).astype(np.float32)
         if kernel == spec.kernel_size:
             return fine
-        parts = (fine[2 * part :: 4] for part in range(4))
-        coarse: Array = sum(np.float32(0.25) * part[: max((len(fine) + 1) // 4 - 1, 0)] for part in parts)
-        return coarse.astype(np.float16).astype(np.float32)
+        count = max((len(fine) + 1) // 4 - 1, 0)
+        parts = np.stack([fine[2 * part :: 4][:count] for part in range(4)])
+        coarse: Array = parts.mean(0).astype(np.float16).astype(np.float32)
+        return coarse
 
     return means
 
@@ -87,7 +88,8 @@ def attend_in_halves(query: Array, keys: Array, values: Array, scale: float) -> 
     scores = query @ keys.T * np.float32(scale)
     weights = np.exp(scores - scores.max(1, keepdims=True))
     sums = weights.astype(np.float16).astype(np.float32) @ values
-    return (sums / weights.sum(1, keepdims=True)).astype(np.float16).astype(np.float32)
+    attended: Array = (sums / weights.sum(1, keepdims=True)).astype(np.float16).astype(np.float32)
+    return attended
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,8 @@ def expect(spec: SparseAttentionSpec, rows: Rows, size: int, first: int = 0) -> 
 
 def by_head(rows: Array, size: int) -> Array:
     """(1, T, heads * D) to (heads, T, D)."""
-    return rows[0].reshape(rows.shape[1], rows.shape[2] // size, size).swapaxes(0, 1)
+    heads: Array = rows[0].reshape(rows.shape[1], rows.shape[2] // size, size).swapaxes(0, 1)
+    return heads
 
 
 def check(spec: SparseAttentionSpec, size: int, chunks: Sequence[int]) -> None:
