@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from cpm_edge.benchmarks.commands.accuracy import accuracy
 from cpm_edge.benchmarks.commands.agreement import agreement
 from cpm_edge.benchmarks.commands.checkpoint import checkpoint
 from cpm_edge.benchmarks.commands.chips import chips_command
@@ -39,7 +40,7 @@ def main() -> None:
 
 
 for command in (
-    *(run, compare, chips_command),
+    *(run, compare, accuracy, chips_command),
     *(peers, context, kernels, gpu_check, agreement, perplexity, export, trace, checkpoint),
 ):
     main.add_command(command)

@@ -1,0 +1,164 @@
+"""``cpm-bench accuracy``: what a bundle's weights and engine cost in quality, on a text.
+
+The reference is the checkpoint itself: our modules on its own weights in float32, one layer in memory at a
+time. Windows of the text are scored from an empty context, as ``cpm-bench perplexity`` does; KL divergence
+and agreement are over every row of every window. Greedy text: the bundle continues the start of each window,
+and one pass of the reference over prompt and continuation tells where it would first have gone elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.table import Table
+
+from cpm_edge.benchmarks.errors import BenchError
+from cpm_edge.benchmarks.perplexity import negative_log_likelihood, read_text
+from cpm_edge.benchmarks.report import Report
+from cpm_edge.exporter.checkpoint import open_checkpoint
+from cpm_edge.exporter.configs import MiniCPMConfig
+from cpm_edge.exporter.eager import run_streamed
+from cpm_edge.exporter.progress import Progress
+from cpm_edge.exporter.registry import find_architecture
+from cpm_edge.exporter.verify import compare
+from cpm_edge.runtimes import load
+from cpm_edge.runtimes.model import Model
+from cpm_edge.runtimes.session import Session
+
+FloatArray = npt.NDArray[np.float32]
+Reference = Callable[[Sequence[int]], FloatArray]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is scored.
+
+    Attributes:
+        characters: where in the text to begin and to end.
+        window: tokens that are scored from an empty context; ``windows`` of them.
+        prompt: tokens of a window that the bundle continues by ``new_tokens``.
+    """
+
+    characters: tuple[int, int] = (20_000, 60_000)
+    window: int = 512
+    windows: int = 4
+    prompt: int = 64
+    new_tokens: int = 64
+
+
+def run(bundle: Path, reference: str, text: Path, settings: Settings) -> Report:
+    """Score one bundle against its checkpoint.
+
+    Raises:
+        BenchError: the text is too short, or the checkpoint is of another model.
+    """
+    content = read_text(text)[slice(*settings.characters)]
+    with load(bundle) as model, Progress().stage("Scoring the bundle and its checkpoint"):
+        tokens = np.array(model.encode(content)[: settings.window * settings.windows])
+        windows = [
+            tokens[start : start + settings.window]
+            for start in range(0, len(tokens) - settings.window + 1, settings.window)
+        ]
+        if not windows:
+            raise BenchError(
+                f"--text: expected {settings.window} tokens or more in characters {settings.characters[0]} "
+                f"to {settings.characters[1]}, got {len(tokens)}",
+                hint="a longer text, or smaller --characters and --window",
+            )
+        results = score(model, reference_of(model, reference), windows, settings)
+        results["weights"] = model.engine.manifest.weights["linear"]
+    results |= {"reference": Path(reference).name, "text": text.name}
+    report = Report("accuracy", {**vars(settings), "bundle": str(bundle), "text": str(text)}, results)
+    report.tables.append(_table(results, bundle.resolve().name))
+    return report
+
+
+def reference_of(model: Model, reference: str) -> Reference:
+    """Logits (T, vocab) of the checkpoint's own weights, with the bundle's attention and RoPE."""
+    manifest = model.engine.manifest
+
+    def logits(token_ids: Sequence[int]) -> FloatArray:
+        with open_checkpoint(reference) as checkpoint:
+            architecture = find_architecture(checkpoint.config)
+            config = architecture.config.from_dict(checkpoint.config)
+            if isinstance(config, MiniCPMConfig):
+                config = config.with_attention("sparse" if manifest.attention["sparse"] else "dense")
+            sizes = (config.vocab_size, config.hidden_size, config.num_hidden_layers)
+            expected = (manifest.vocab_size, manifest.hidden_size, manifest.num_layers)
+            if sizes != expected:
+                raise BenchError(
+                    f"--reference: expected vocabulary, hidden size and layers {expected}, got {sizes}",
+                    hint="pass the checkpoint that the bundle was exported from",
+                )
+            rope = config.rope.table(manifest.context.max_context)
+            frequencies = {"rotary.inv_freq": np.asarray(rope.inv_freq)}
+
+            def read(name: str) -> FloatArray:
+                return frequencies[name] if name in frequencies else checkpoint.read(name)
+
+            return run_streamed(architecture.model_class(), config, rope, read, token_ids).logits
+
+    return logits
+
+
+def score(
+    model: Model, reference: Reference, windows: Sequence[npt.NDArray[np.int64]], settings: Settings
+) -> dict[str, Any]:
+    """Perplexities, divergence and agreement over windows, and greedy text."""
+    ours = theirs = kl = top1 = 0.0
+    divergences: list[int | None] = []
+    with model.session() as session:
+        for window in windows:
+            expected = reference(window.tolist())
+            session.reset()
+            got = session.forward(window, logits="all")
+            ours += negative_log_likelihood(got[:-1], window[1:])
+            theirs += negative_log_likelihood(expected[:-1], window[1:])
+            found = compare(expected, got)
+            kl, top1 = kl + found["kl"], top1 + found["top1"]
+            divergences.append(_divergence(session, reference, window, settings))
+    count = sum(len(window) - 1 for window in windows)
+    return {
+        "perplexity": float(np.exp(ours / count)),
+        "reference_perplexity": float(np.exp(theirs / count)),
+        "kl": kl / len(windows),
+        "top1": top1 / len(windows),
+        "tokens": sum(map(len, windows)),
+        "greedy": {"first_divergence": divergences, "summary": summary(divergences, settings.new_tokens)},
+    }
+
+
+def _divergence(
+    session: Session, reference: Reference, window: npt.NDArray[np.int64], settings: Settings
+) -> int | None:
+    """The first token of the bundle's greedy continuation that the reference would not have chosen."""
+    prompt = window[: settings.prompt].tolist()
+    session.reset()
+    tokens = [int(session.forward(prompt).argmax())]
+    while len(tokens) < settings.new_tokens:
+        tokens.append(int(session.forward(tokens[-1:]).argmax()))
+    chosen = reference(prompt + tokens[:-1])[len(prompt) - 1 :].argmax(1)
+    differing = np.nonzero(chosen != np.array(tokens))[0]
+    return int(differing[0]) if len(differing) else None
+
+
+def summary(divergences: Sequence[int | None], new_tokens: int) -> str:
+    """In words: where greedy continuations part."""
+    same = sum(each is None for each in divergences)
+    text = f"{same} of {len(divergences)} continuations of {new_tokens} tokens are the same"
+    places = sorted(each for each in divergences if each is not None)
+    return f"{text}, the others part at token {', '.join(map(str, places))}" if places else text
+
+
+def _table(results: dict[str, Any], name: str) -> Table:
+    table = Table("", name, "reference", title=f"{results['tokens']} tokens of {results['text']}")
+    table.add_row("perplexity", f"{results['perplexity']:.3f}", f"{results['reference_perplexity']:.3f}")
+    table.add_row("KL divergence, nats a token", f"{results['kl']:.4f}", "0")
+    table.add_row("same best token", f"{results['top1']:.1%}", "")
+    table.add_row("greedy text", results["greedy"]["summary"], "")
+    return table
