@@ -105,10 +105,15 @@ def _run_worker(toolchain: Toolchain, configs: Sequence[KernelConfig], folder: P
 
 
 def _reason(stderr: str, status: int) -> str:
-    """One line: the first exception, because Triton's own, which follow, end with a drawing of the source."""
-    lines = [each for each in stderr.splitlines() if each.strip()]
+    """One line: the first exception, because Triton's own, which follow it, quote the source.
+
+    If there is only one of Triton's, what it says comes last.
+    """
+    lines = [each.strip() for each in stderr.splitlines() if each.strip()]
     errors = [each for each in lines if re.match(r"[\w.]*(Error|Exception)\b", each)]
-    return errors[0] if errors else [f"exit status {status}", *lines][-1]
+    if errors and "CompilationError" not in errors[0]:
+        return errors[0]
+    return [f"exit status {status}", *lines][-1]
 
 
 def _environment(toolchain: Toolchain, cache: str) -> dict[str, str]:

@@ -5,50 +5,73 @@ Inputs in order: x (..., k) float16, then codes, scales and, of asymmetric weigh
 
 from __future__ import annotations
 
-from cpm_edge.plugins.kernel_config import Axis, KernelConfig, Parameter, Quotient
+from dataclasses import dataclass
+
+from cpm_edge.plugins.kernel_config import KernelConfig, Parameter, Quotient
 from cpm_edge.plugins.launch_plan import ROWS, Argument, Launch, LaunchPlan, Variant, inputs, outputs
 from cpm_edge.plugins.matmul_nbits.spans import GROUPS, check_shape, span_of
 from cpm_edge.plugins.matmul_nbits.spec import NBitsShape
 
 MODULE = "cpm_edge.plugins.matmul_nbits.triton"
 
-# Bytes of a row that one tile of the one-row kernel reads, by bits: 512 columns, of bytes 256.
-TILE_BYTES = {8: 256, 4: 256, 2: 128}
-GEMV_ROWS = 16
-# Rows of x up to which each reads its weights alone: a tensor core's tile of 16 costs about as much as 4.
-GEMV_UP_TO = 4
-# Rows of x that a tile covers: few for the rest of a chunk, many for a whole one.
-GEMM_TILES = ((16, 64), (64, 64))
-INT8_DEPTH = 64  # columns a step
+STEP = 128  # columns of a step of the loop, at least: the loop itself then costs little
 
 
-def gemv(bits: int, group: int, symmetric: bool = True) -> KernelConfig:
-    """One row of x a program; group 0 is the row."""
-    tile = TILE_BYTES[bits]
-    constants = {"BLOCK_K": tile} if bits == 8 else {"SPANS": tile // (span_of(bits, group) * bits // 8)}
-    grid = ((Quotient("m"),), (Quotient("n", GEMV_ROWS),), ())
-    return _config("gemv", "", bits, group, symmetric, {"BLOCK_N": GEMV_ROWS, **constants}, grid)
+@dataclass(frozen=True)
+class Tile:
+    """Rows of x and rows of the weight that a program multiplies.
+
+    Attributes:
+        rows_up_to: of x, for which it is chosen.
+    """
+
+    rows: int
+    columns: int
+    rows_up_to: int | None
+    warps: int
+    stages: int
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.columns}"
 
 
-def gemm(
-    bits: int, group: int, symmetric: bool = True, tile: tuple[int, int] = GEMM_TILES[0]
-) -> KernelConfig:
-    """Tiles of rows of x and rows of the weight."""
-    rows, columns = tile
-    constants = {"BLOCK_M": rows, "BLOCK_N": columns} | ({"BLOCK_K": INT8_DEPTH} if bits == 8 else {})
-    grid = ((Quotient("m", rows), Quotient("n", columns)), (), ())
-    return _config("gemm", f"_{rows}x{columns}", bits, group, symmetric, constants, grid)
+# One warp a program has the most programs: a decode step has no other parallelism than rows of the weight.
+DECODE = Tile(8, 16, 8, warps=1, stages=4)
+# Above two small tiles a large one takes less: it is the first whose weights serve three of them.
+SMALL = Tile(16, 64, 32, warps=4, stages=3)
+LARGE = Tile(64, 64, None, warps=4, stages=3)
+TILES = (DECODE, SMALL, LARGE)
+
+
+def product(bits: int, group: int, symmetric: bool = True, tile: Tile = DECODE) -> KernelConfig:
+    """The kernel of a format in one tile; group 0 is the row."""
+    constants: dict[str, int | None] = {"ZERO": NBitsShape(1, group or 32, bits, group).zero}
+    constants |= {"BLOCK_M": tile.rows, "BLOCK_N": tile.columns}
+    if bits == 8:
+        constants["BLOCK_K"] = STEP
+    else:
+        span = span_of(bits, group)
+        constants |= {"BITS": bits, "GROUP": group, "SPAN": span, "UNROLL": max(1, STEP // span)}
+        constants |= {"zeros": None} if symmetric else {}
+    return KernelConfig(
+        f"nbits_{_format(bits, group, symmetric)}_{tile}",
+        MODULE,
+        "int8_product" if bits == 8 else "nbits_product",
+        _parameters(bits, symmetric),
+        constants,
+        ((Quotient("m", tile.rows), Quotient("n", tile.columns)), (), ()),
+        tile.warps,
+        tile.stages,
+    )
 
 
 def matmul_plan(shape: NBitsShape) -> LaunchPlan:
-    """A row of x a program up to ``GEMV_UP_TO`` rows, then tiles.
+    """A tile by the number of rows.
 
     Raises:
         ValueError: a format that the kernels do not take.
     """
     check_shape(shape)
-    form = (shape.bits, shape.group, shape.symmetric)
-    small, large = (gemm(*form, tile=tile) for tile in GEMM_TILES)
     arguments: dict[str, Argument] = {
         **inputs("x", "codes", "scales", "" if shape.symmetric else "zeros"),
         **outputs("y"),
@@ -57,13 +80,12 @@ def matmul_plan(shape: NBitsShape) -> LaunchPlan:
     if shape.bits != 8:
         span = span_of(shape.bits, shape.group)
         arguments["row_bytes"] = -(-shape.cols // span) * span * shape.bits // 8
-
-    def variant(limit: int | None, kernel: KernelConfig) -> Variant:
-        return Variant(limit, (Launch(kernel, arguments),))
-
-    # Above two small tiles a large one takes less: it is the first whose weights serve three of them.
+    kernels = [product(shape.bits, shape.group, shape.symmetric, tile) for tile in TILES]
     return LaunchPlan(
-        (variant(GEMV_UP_TO, gemv(*form)), variant(2 * GEMM_TILES[0][0], small), variant(None, large))
+        tuple(
+            Variant(tile.rows_up_to, (Launch(kernel, arguments),))
+            for tile, kernel in zip(TILES, kernels, strict=True)
+        )
     )
 
 
@@ -71,8 +93,7 @@ def configurations() -> list[KernelConfig]:
     """Every shipped configuration: int8, int4 symmetric and asymmetric, and ternary, in all groups."""
     formats = [(8, 0, True), *((bits, group, True) for bits in (4, 2) for group in GROUPS)]
     formats += [(4, group, False) for group in GROUPS]
-    products = [gemm(*each, tile=tile) for each in formats for tile in GEMM_TILES]
-    return [gemv(*each) for each in formats] + products
+    return [product(*each, tile=tile) for each in formats for tile in TILES]
 
 
 def _parameters(bits: int, symmetric: bool) -> tuple[Parameter, ...]:
@@ -81,30 +102,6 @@ def _parameters(bits: int, symmetric: bool) -> tuple[Parameter, ...]:
     found = [Parameter(name, kind, True) for name, kind in pointers if name != "zeros" or not symmetric]
     sizes = [Parameter("m", "i32"), Parameter("n", "i32"), Parameter("k", "i32", True)]
     return (*found, *sizes, *([] if bits == 8 else [Parameter("row_bytes", "i32", True)]))
-
-
-def _config(
-    kind: str,
-    tile: str,
-    bits: int,
-    group: int,
-    symmetric: bool,
-    constants: dict[str, int],
-    grid: tuple[Axis, Axis, Axis],
-) -> KernelConfig:
-    family = "int8" if bits == 8 else "nbits"
-    found: dict[str, int | None] = {"ZERO": NBitsShape(1, group or 32, bits, group).zero}
-    if bits != 8:
-        found |= {"BITS": bits, "GROUP": group, "SPAN": span_of(bits, group)}
-        found |= {"zeros": None} if symmetric else {}
-    return KernelConfig(
-        f"nbits_{kind}_{_format(bits, group, symmetric)}{tile}",
-        MODULE,
-        f"{family}_{kind}",
-        _parameters(bits, symmetric),
-        found | constants,
-        grid,
-    )
 
 
 def _format(bits: int, group: int, symmetric: bool) -> str:

@@ -2,6 +2,10 @@
 
 Weights lie as ``spans.py`` says. A product sums code - zero, small integers that float16 holds exactly,
 within a group, and meets the scale in float32: the weights are never rounded to a scaled float16.
+
+A decode step too runs on tensor cores, whose smallest tile has 8 rows of x: a thread then takes 4 to 5.5
+instructions a weight instead of 6 to 7, and an Orin with a low clock is limited by those before its memory.
+Weights are the first operand of a dot, so that each warp unpacks rows of its own.
 """
 
 from __future__ import annotations
@@ -11,70 +15,16 @@ import triton.language as tl
 
 
 @triton.jit
-def _half_code(packed, shift: tl.constexpr, BITS: tl.constexpr):
-    """1024 + code as float16: the ten bits after the point of 0x6400, which is 1024, count ones.
+def _halves(packed, zero, SHIFT: tl.constexpr, BITS: tl.constexpr):
+    """code - zero as float16, of the bits from SHIFT on.
 
-    No conversion of integers, which runs at a fraction of the rate of other instructions.
+    The bits after the point of 0x6400, which is 1024, count ones: set a code there, and what is left to do is
+    one multiply-add. Conversions of integers run at a fraction of its rate, and shifts are spared too.
     """
-    code = (packed.to(tl.int32) >> shift) & ((1 << BITS) - 1)
-    return (code | 0x6400).to(tl.uint16).to(tl.float16, bitcast=True)
-
-
-@triton.jit
-def _float_code(packed, shift: tl.constexpr, BITS: tl.constexpr):
-    """2^23 + code as float32, in the same way."""
-    code = (packed.to(tl.int32) >> shift) & ((1 << BITS) - 1)
-    return (code | 0x4B000000).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def nbits_gemv(
-    x, codes, scales, zeros, y, m, n, k, row_bytes,
-    BITS: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, ZERO: tl.constexpr,
-    BLOCK_N: tl.constexpr, SPANS: tl.constexpr,
-):  # fmt: skip
-    """y (m, n) = x (m, k) . weight^T, one row of x a program: for the few rows of a decode step.
-
-    Args:
-        row_bytes: of a row of codes; zeros is None for the constant zero point ZERO.
-        BLOCK_N, SPANS: rows and spans of a tile.
-    """
-    PARTS: tl.constexpr = 8 // BITS
-    PART: tl.constexpr = SPAN // PARTS
-    # Parts that lie in one group: all of them, unless groups are narrower than a span.
-    TOGETHER: tl.constexpr = GROUP // PART
-    # Programs beside each other read the same weights, so that those of m rows come from memory once.
-    rows = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    x += tl.program_id(0).to(tl.int64) * k
-    y += tl.program_id(0).to(tl.int64) * n
-    lane = tl.arange(0, PART)
-    in_rows = rows < n
-    row_start = codes + rows.to(tl.int64)[:, None, None] * row_bytes
-    total = tl.zeros((BLOCK_N, SPANS), tl.float32)
-    for first in range(0, row_bytes // PART, SPANS):
-        spans = first + tl.arange(0, SPANS)
-        in_spans = spans < row_bytes // PART
-        where = spans[:, None] * PART + lane[None, :]
-        tile_mask = in_rows[:, None, None] & in_spans[None, :, None]
-        packed = tl.load(row_start + where[None, :, :], mask=tile_mask, other=0)
-        scale_mask = in_rows[:, None] & in_spans[None, :]
-        for g in tl.static_range(PARTS // TOGETHER):
-            group = spans * (SPAN // GROUP) + g
-            at = group[None, :] * n + rows[:, None]
-            scale = tl.load(scales + at, mask=scale_mask, other=0).to(tl.float32)
-            if zeros is None:
-                zero = tl.full((BLOCK_N, SPANS), 8388608 + ZERO, tl.float32)
-            else:
-                zero = tl.load(zeros + at, mask=scale_mask, other=0).to(tl.float32) + 8388608
-            partial = tl.zeros((BLOCK_N, SPANS, PART), tl.float32)
-            for p in tl.static_range(TOGETHER):
-                part = g * TOGETHER + p
-                column = spans[:, None] * SPAN + part * PART + lane[None, :]
-                values = tl.load(x + column, mask=column < k, other=0).to(tl.float32)
-                code = _float_code(packed, BITS * part, BITS)
-                partial += (code - zero[:, :, None]) * values[None, :, :]
-            total += tl.sum(partial, 2) * scale
-    tl.store(y + rows, tl.sum(total, 1).to(tl.float16), mask=in_rows)
+    code = packed.to(tl.int32) & (((1 << BITS) - 1) << SHIFT)
+    raised = (code | 0x6400).to(tl.uint16).to(tl.float16, bitcast=True)
+    LOWER: tl.constexpr = 2.0**-SHIFT
+    return raised * LOWER - (zero + 1024 * LOWER)
 
 
 @triton.jit
@@ -91,14 +41,20 @@ def _tile(m, n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.conste
 
 
 @triton.jit
-def nbits_gemm(
+def nbits_product(
     x, codes, scales, zeros, y, m, n, k, row_bytes,
     BITS: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr, ZERO: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """The same product in tiles of BLOCK_M x BLOCK_N on tensor cores: for a chunk of a prompt."""
+    """y (m, n) = x (m, k) . weight^T in tiles of BLOCK_M x BLOCK_N.
+
+    Args:
+        row_bytes: of a row of codes; zeros is None for the constant zero point ZERO.
+        UNROLL: spans a step.
+    """
     PARTS: tl.constexpr = 8 // BITS
     PART: tl.constexpr = SPAN // PARTS
+    # Parts that lie in one group: all of them, unless groups are narrower than a span.
     TOGETHER: tl.constexpr = GROUP // PART
     tokens, columns = _tile(m, n, BLOCK_M, BLOCK_N)
     lane = tl.arange(0, PART)
@@ -106,56 +62,34 @@ def nbits_gemm(
     weight = codes + columns.to(tl.int64)[:, None] * row_bytes + lane[None, :]
     inputs = x + tokens.to(tl.int64)[None, :] * k
     total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    for span in range(row_bytes // PART):
+    for span in tl.range(0, row_bytes // PART, loop_unroll_factor=UNROLL):
         packed = tl.load(weight + span * PART, mask=in_n[:, None], other=0)
         for g in tl.static_range(PARTS // TOGETHER):
             at = (span * (SPAN // GROUP) + g) * n + columns
             scale = tl.load(scales + at, mask=in_n, other=0).to(tl.float32)
             if zeros is None:
-                zero = tl.full((BLOCK_N,), 1024 + ZERO, tl.float16)
+                zero = tl.full((BLOCK_N,), ZERO, tl.float16)
             else:
-                zero = tl.load(zeros + at, mask=in_n, other=0).to(tl.float16) + 1024
+                zero = tl.load(zeros + at, mask=in_n, other=0).to(tl.float16)
             partial = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
             for p in tl.static_range(TOGETHER):
-                part = g * TOGETHER + p
-                column = span * SPAN + part * PART + lane
+                column = span * SPAN + (g * TOGETHER + p) * PART + lane
                 values = tl.load(
                     inputs + column[:, None], mask=(column < k)[:, None] & in_m[None, :], other=0
                 )
-                code = _half_code(packed, BITS * part, BITS)
-                partial = tl.dot(code - zero[:, None], values, partial)
+                code = _halves(packed, zero[:, None], BITS * (g * TOGETHER + p), BITS)
+                partial = tl.dot(code, values, partial)
             total += partial * scale[:, None]
     where = tokens.to(tl.int64)[None, :] * n + columns[:, None]
     tl.store(y + where, total.to(tl.float16), mask=in_n[:, None] & in_m[None, :])
 
 
 @triton.jit
-def int8_gemv(
-    x, codes, scales, y, m, n, k, ZERO: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr
-):  # fmt: skip
-    """y (m, n) = x (m, k) . weight^T with a byte a weight and a scale a row, one row of x a program."""
-    rows = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    x += tl.program_id(0).to(tl.int64) * k
-    y += tl.program_id(0).to(tl.int64) * n
-    in_rows = rows < n
-    row_start = codes + rows.to(tl.int64)[:, None] * k
-    total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    for first in range(0, k, BLOCK_K):
-        column = first + tl.arange(0, BLOCK_K)
-        in_k = column < k
-        code = tl.load(row_start + column[None, :], mask=in_rows[:, None] & in_k[None, :], other=0)
-        values = tl.load(x + column, mask=in_k, other=0).to(tl.float32)
-        total += (_float_code(code, 0, 8) - (8388608 + ZERO)) * values[None, :]
-    scale = tl.load(scales + rows, mask=in_rows, other=0).to(tl.float32)
-    tl.store(y + rows, (tl.sum(total, 1) * scale).to(tl.float16), mask=in_rows)
-
-
-@triton.jit
-def int8_gemm(
+def int8_product(
     x, codes, scales, y, m, n, k,
     ZERO: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The same product in tiles of BLOCK_M x BLOCK_N on tensor cores."""
+    """The same product with a byte a weight and a scale a row."""
     tokens, columns = _tile(m, n, BLOCK_M, BLOCK_N)
     lane = tl.arange(0, BLOCK_K)
     in_n, in_m = columns < n, tokens < m
@@ -167,7 +101,7 @@ def int8_gemm(
         in_k = column < k
         code = tl.load(weight + column[None, :], mask=in_n[:, None] & in_k[None, :], other=0)
         values = tl.load(inputs + column[:, None], mask=in_k[:, None] & in_m[None, :], other=0)
-        total = tl.dot(_half_code(code, 0, 8) - (1024 + ZERO), values, total)
+        total = tl.dot(_halves(code, ZERO, 0, 8), values, total)
     scale = tl.load(scales + columns, mask=in_n, other=0).to(tl.float32)
     where = tokens.to(tl.int64)[None, :] * n + columns[:, None]
     tl.store(y + where, (total * scale[:, None]).to(tl.float16), mask=in_n[:, None] & in_m[None, :])

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from cpm_edge.plugins.kernel_config import KernelConfig, Parameter, Quotient
-from cpm_edge.plugins.matmul_nbits.launches import configurations, gemm
+from cpm_edge.plugins.matmul_nbits.launches import SMALL, configurations, product
 
 
 @pytest.mark.parametrize("config", configurations(), ids=lambda each: each.name)
@@ -21,9 +21,9 @@ def test_names_are_unique() -> None:
 
 
 def test_grids_round_up() -> None:
-    config = gemm(4, 128, tile=(16, 64))
-    assert config.grid_of({"m": 17, "n": 64}) == (1, 2, 1)
-    assert config.grid_of({"m": 16, "n": 65}) == (2, 1, 1)
+    config = product(4, 128, tile=SMALL)
+    assert config.grid_of({"m": 17, "n": 64}) == (2, 1, 1)
+    assert config.grid_of({"m": 33, "n": 65}) == (6, 1, 1)
 
 
 def test_wrong_parameters_are_refused() -> None:

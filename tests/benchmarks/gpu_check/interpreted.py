@@ -100,7 +100,7 @@ def test_every_op_of_a_model_and_its_report(tmp_path: Path, capsys: pytest.Captu
     written = json.loads(data.read_text())
     assert written["results"]["card"]["name"] == "Test card"
     assert [each["seconds"] for each in written["results"]["cases"]] == [1e-3] * len(found)
-    assert written["results"]["cases"][0]["kernels"] == ["nbits_gemv_int4_g128"]
+    assert written["results"]["cases"][0]["kernels"] == ["nbits_int4_g128_8x16"]
 
 
 def test_a_wrong_result_is_an_error_and_is_not_measured(tmp_path: Path) -> None:

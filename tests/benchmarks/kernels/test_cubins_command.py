@@ -10,19 +10,19 @@ from click.testing import CliRunner
 
 from cpm_edge.benchmarks.cli import main
 from cpm_edge.exporter.cubins import compile as cubins
-from cpm_edge.plugins.matmul_nbits.launches import gemv
+from cpm_edge.plugins.matmul_nbits.launches import product
 
 
 def test_the_table_and_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cubins, "shipped_configurations", lambda: [gemv(4, 128)])
+    monkeypatch.setattr(cubins, "shipped_configurations", lambda: [product(4, 128)])
     file = tmp_path / "cubins.json"
     done = CliRunner().invoke(main, ["kernels", "--cubins", "--json", str(file)])
     assert done.exit_code == 0, done.output
     found = json.loads(file.read_text())
     (kernel,) = found["results"]["cubins"]
-    assert (kernel["name"], found["versions"]["ptxas"]) == ("nbits_gemv_int4_g128", "12.6.85")
+    assert (kernel["name"], found["versions"]["ptxas"]) == ("nbits_int4_g128_8x16", "12.6.85")
     assert 0 < kernel["occupancy"] <= 1
-    row = next(line for line in done.output.splitlines() if "nbits_gemv_int4_g128" in line)
+    row = next(line for line in done.output.splitlines() if "nbits_int4_g128_8x16" in line)
     assert f" {kernel['registers']} " in row and f"{kernel['occupancy']:.0%}" in row
     assert "compiled, not run" in done.output
 

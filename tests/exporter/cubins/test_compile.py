@@ -14,7 +14,7 @@ from cpm_edge.exporter.cubins.compile import compile_cubins, shipped_configurati
 from cpm_edge.exporter.cubins.occupancy import LIMITS
 from cpm_edge.exporter.errors import ExportError
 from cpm_edge.plugins.linear_attention.launches import chunked
-from cpm_edge.plugins.matmul_nbits.launches import gemm, gemv
+from cpm_edge.plugins.matmul_nbits.launches import SMALL, Tile, product
 from cpm_edge.plugins.sparse_attention.launches import plan
 from cpm_edge.plugins.sparse_attention.spec import SparseAttentionSpec
 
@@ -31,7 +31,7 @@ def fake_ptxas(folder: Path, version: str) -> Path:
 def test_the_index_describes_the_files_and_two_runs_are_equal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    configs = [gemv(4, 128), gemm(2, 32)]
+    configs = [product(4, 128, tile=SMALL), product(2, 32, tile=SMALL)]
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder, fusion in zip(folders, "10", strict=True):
         folder.mkdir()
@@ -62,14 +62,14 @@ def test_a_sparse_decode_step_of_the_8b_models_does_not_spill(tmp_path: Path) ->
 
 
 def test_a_kernel_that_spills_is_refused(tmp_path: Path) -> None:
-    wide = gemm(2, 128, tile=(128, 128))
+    wide = product(2, 128, tile=Tile(128, 64, None, warps=4, stages=3))
     with pytest.raises(ExportError, match=r"expected no spilled registers, got \d+ bytes"):
         compile_cubins(tmp_path, configs=[wide])
     assert not (tmp_path / "index.json").exists()
 
 
 def test_a_failure_of_the_compiler_is_one_line(tmp_path: Path) -> None:
-    wrong = replace(gemv(4, 32), function="missing")
+    wrong = replace(product(4, 32), function="missing")
     with pytest.raises(ExportError, match="Triton compiler failed: AttributeError") as caught:
         compile_cubins(tmp_path, configs=[wrong])
     assert "\n" not in caught.value.message
@@ -96,7 +96,7 @@ def test_no_ptxas_and_no_such_chip(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_thor_has_an_assembler_of_its_own(tmp_path: Path) -> None:
-    index = compile_cubins(tmp_path, 110, [gemv(8, 0), chunked(64, 64)]).to_json()
+    index = compile_cubins(tmp_path, 110, [product(8, 0), chunked(64, 64)]).to_json()
     assert (index["sm"], index["jetpack"], index["ptxas"], index["ptx"]) == (
         110,
         "JetPack 7.2",

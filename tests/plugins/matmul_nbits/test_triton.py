@@ -28,9 +28,9 @@ def test_the_shipped_configurations_are_those_of_plans() -> None:
 @pytest.mark.parametrize(
     ("rows", "name", "grid"),
     [
-        *[(1, "nbits_gemv_int8", (1, 5, 1)), (4, "nbits_gemv_int8", (4, 5, 1))],
-        *[(5, "nbits_gemm_int8_16x64", (2, 1, 1)), (32, "nbits_gemm_int8_16x64", (4, 1, 1))],
-        *[(33, "nbits_gemm_int8_64x64", (2, 1, 1)), (512, "nbits_gemm_int8_64x64", (16, 1, 1))],
+        *[(1, "nbits_int8_8x16", (5, 1, 1)), (8, "nbits_int8_8x16", (5, 1, 1))],
+        *[(9, "nbits_int8_16x64", (2, 1, 1)), (32, "nbits_int8_16x64", (4, 1, 1))],
+        *[(33, "nbits_int8_64x64", (2, 1, 1)), (512, "nbits_int8_64x64", (16, 1, 1))],
     ],
 )
 def test_kernels_by_the_number_of_rows(rows: int, name: str, grid: tuple[int, int, int]) -> None:
