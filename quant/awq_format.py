@@ -11,10 +11,25 @@ from __future__ import annotations
 
 import numpy as np
 
+from cpm_edge.quant.errors import QuantError
 from cpm_edge.quant.int4 import Bytes
-from cpm_edge.quant.packed import NIBBLES, Words, nibbles
+from cpm_edge.quant.packed import NIBBLES, Words, nibbles, pack_nibbles
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+
+
+def pack_awq(values: Bytes) -> Words:
+    """The inverse of ``unpack_awq``: uint8 (rows, n) to int32 (n, rows / 8).
+
+    Raises:
+        QuantError: a number of rows that 8 does not divide, or a value above 15.
+    """
+    if len(values) % NIBBLES:
+        raise QuantError(
+            f"AWQ packs {NIBBLES} rows into a word: expected a multiple of them, got {len(values)}"
+        )
+    eights = np.ascontiguousarray(values.T).reshape(values.shape[1], -1, NIBBLES)
+    return pack_nibbles(eights[:, :, list(ORDER)].reshape(values.shape[1], -1))
 
 
 def unpack_awq(words: Words) -> Bytes:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -97,6 +100,10 @@ class Scheme:
             return f"ternary {group}{wide}"
         return f"{self.format.value} {group} {'sym' if self.symmetric else 'asym'}{wide}"
 
+    def to_json(self) -> dict[str, object]:
+        """Its fields, for ``scheme_from_json``."""
+        return {**dataclasses.asdict(self), "format": self.format.value}
+
     def groups(self, cols: int) -> int:
         """Scales that a row of ``cols`` weights has.
 
@@ -129,6 +136,11 @@ class Scheme:
         groups = self.groups(cols)
         zeros = 0 if self.symmetric else (groups + 1) // 2
         return rows * (cols * self.bits // 8 + (4 if self.wide_scales else 2) * groups + zeros)
+
+
+def scheme_from_json(fields: Mapping[str, Any]) -> Scheme:
+    """The scheme whose ``to_json`` gave these fields."""
+    return Scheme(**{**fields, "format": WeightFormat(fields["format"])})
 
 
 def fit_group(cols: int, requested: int) -> int:

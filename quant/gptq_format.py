@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from cpm_edge.quant.errors import QuantError
 from cpm_edge.quant.int4 import Bytes
-from cpm_edge.quant.packed import Words, nibbles
+from cpm_edge.quant.packed import Words, nibbles, pack_nibbles
 
 Order = npt.NDArray[np.int64]
 
@@ -28,6 +28,31 @@ def unpack_gptq(qweight: Words) -> Bytes:
         QuantError: not int32 with two axes.
     """
     return nibbles(qweight.T)
+
+
+def pack_gptq(codes: Bytes) -> Words:
+    """qweight int32 (cols / 8, rows) of codes uint8 (rows, cols).
+
+    Raises:
+        QuantError: a number of columns that 8 does not divide, or a code above 15.
+    """
+    return np.ascontiguousarray(pack_nibbles(codes).T)
+
+
+def pack_gptq_zeros(zeros: Bytes, *, less_one: bool) -> Words:
+    """qzeros int32 (groups, rows / 8) of zero points uint8 (rows, groups).
+
+    Raises:
+        QuantError: a number of rows that 8 does not divide; a zero point 0 that is to be stored less 1.
+    """
+    if less_one and (none := zeros == 0).any():
+        row, group = (int(index) for index in np.argwhere(none)[0])
+        raise QuantError(
+            f'has the zero point 0 in group {group}, and the format "gptq" stores it less 1',
+            hint='"gptq_v2" stores zero points as they are',
+            row=row,
+        )
+    return pack_nibbles(np.ascontiguousarray(zeros.T) - np.uint8(less_one))
 
 
 def unpack_gptq_zeros(qzeros: Words, *, less_one: bool) -> Bytes:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from cpm_edge.quant.errors import QuantError
 from cpm_edge.quant.formats import GROUP_SIZES
-from cpm_edge.quant.int4 import Bytes, unpack_int4
+from cpm_edge.quant.int4 import Bytes, pack_int4, unpack_int4
 from cpm_edge.quant.scales import Floats, half_exact
 
 Words = npt.NDArray[np.int32]
@@ -40,6 +40,18 @@ def nibbles(words: Words) -> Bytes:
         raise QuantError(f"packed words: expected int32 with two axes, got {words.dtype} {words.shape}")
     little = np.ascontiguousarray(words, dtype="<i4")
     return unpack_int4(little.view(np.uint8), NIBBLES * words.shape[1])
+
+
+def pack_nibbles(codes: Bytes) -> Words:
+    """The inverse of ``nibbles``: uint8 (n, 8 m) codes 0..15 to int32 (n, m).
+
+    Raises:
+        QuantError: not uint8 with two axes, a code above 15, or a count that 8 does not divide.
+    """
+    if codes.ndim == 2 and codes.shape[1] % NIBBLES:
+        raise QuantError(f"{NIBBLES} codes fill a word: expected a multiple of them, got {codes.shape[1]}")
+    packed: Words = np.ascontiguousarray(pack_int4(codes)).view("<i4").astype(np.int32, copy=False)
+    return packed
 
 
 def stored_groups(cols: int, count: int) -> Groups:

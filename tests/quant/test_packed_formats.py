@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpm_edge.quant import QuantError
+from cpm_edge.quant import QuantError, awq_format, gptq_format
 from cpm_edge.quant.awq_format import unpack_awq
 from cpm_edge.quant.gptq_format import column_order, unpack_gptq, unpack_gptq_zeros
 from cpm_edge.quant.marlin_format import unpack_marlin, unpermute_marlin_scales
@@ -42,6 +42,29 @@ def test_gptq_zeros(zeros: Codes) -> None:
     np.testing.assert_array_equal(unpack_gptq_zeros(words(zeros), less_one=False), zeros)
     zeros = np.maximum(zeros, 1)
     np.testing.assert_array_equal(unpack_gptq_zeros(words(zeros - np.uint8(1)), less_one=True), zeros)
+
+
+@given(codes(rows=8))
+def test_our_packers_write_the_words_of_the_statement(matrix: Codes) -> None:
+    np.testing.assert_array_equal(gptq_format.pack_gptq(matrix), pack_gptq(matrix))
+    np.testing.assert_array_equal(awq_format.pack_awq(matrix), pack_awq(matrix))
+    np.testing.assert_array_equal(gptq_format.pack_gptq_zeros(matrix, less_one=False), words(matrix))
+    above = np.maximum(matrix, 1)
+    np.testing.assert_array_equal(
+        gptq_format.pack_gptq_zeros(above, less_one=True), words(above - np.uint8(1))
+    )
+
+
+def test_what_the_packers_refuse() -> None:
+    with pytest.raises(QuantError, match="8 codes fill a word: expected a multiple of them, got 12"):
+        gptq_format.pack_gptq(np.zeros((8, 12), np.uint8))
+    with pytest.raises(QuantError, match="AWQ packs 8 rows into a word: expected a multiple of them, got 9"):
+        awq_format.pack_awq(np.zeros((9, 8), np.uint8))
+    zeros = np.full((8, 3), 7, np.uint8)
+    zeros[5, 2] = 0
+    with pytest.raises(QuantError, match="row 5 has the zero point 0 in group 2") as caught:
+        gptq_format.pack_gptq_zeros(zeros, less_one=True)
+    assert "gptq_v2" in (caught.value.hint or "")
 
 
 def test_a_zero_point_that_readers_disagree_on() -> None:
