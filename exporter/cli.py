@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import warnings
 from collections.abc import Iterator
@@ -17,11 +18,13 @@ from cpm_edge.exporter.errors import ExportWarning
 from cpm_edge.exporter.options import (
     ACTIVATIONS,
     ATTENTION,
+    CALIBRATION_TOKENS,
     DEVICES,
     ENGINES,
     FLAVOURS,
     HEAD_FORMATS,
     KV_CACHE,
+    METHODS,
     TARGETS,
     WEIGHT_FORMATS,
     ExportOptions,
@@ -37,6 +40,7 @@ Examples:
   cpm-export --model SmolLM2-135M-Instruct.Q4_1.gguf --target aipc --group-size 64 -o smollm2
   cpm-export --model ./MiniCPM4-8B --plan --chip jetson-orin-nano-8gb
   cpm-export --model ./MiniCPM4-0.5B --target jetson --chip jetson-orin-nano-8gb --max-context 8192 -o orin
+  cpm-export --model ./MiniCPM5-1B --target ort --method gptq+awq --dataset chats.jsonl -o minicpm5
   cpm-export --list-models
 """
 
@@ -99,6 +103,45 @@ def _list_models(context: click.Context, _: click.Parameter, value: bool) -> Non
     type=click.Choice(HEAD_FORMATS),
     show_default=False,
     help="Of the output head; like --embedding-format, and equal to it when they are tied.",
+)
+@click.option(
+    "--method",
+    default="rtn",
+    type=click.Choice(METHODS),
+    help="How int4 codes are chosen. rtn: nearest, no data; awq, gptq: calibrated on --dataset, a layer in "
+    "memory at a time; an interrupted calibration goes on when the command is repeated.",
+)
+@click.option(
+    "--dataset",
+    type=click.Path(path_type=Path),
+    show_default=False,
+    help="Calibration text: a text file, or JSON lines with text or chat messages. Default: a mixed text "
+    "that comes with cpm-edge.",
+)
+@click.option(
+    "--calibration-tokens",
+    default=CALIBRATION_TOKENS,
+    type=click.IntRange(min=32),
+    help="At most; more are better, and take longer in proportion.",
+)
+@click.option(
+    "--skip-positions",
+    default=0,
+    type=click.IntRange(0, 16),
+    help="Leave the first positions of every sequence out of what calibration minimises; 4 is the P-GPTQ of "
+    "the MiniCPM4 report.",
+)
+@click.option(
+    "--ratio",
+    default=1.0,
+    type=click.FloatRange(0, 1),
+    help="Share of the linear weights that become int4; the most sensitive matrices of the rest stay int8.",
+)
+@click.option(
+    "--save-checkpoint",
+    type=click.Path(path_type=Path),
+    show_default=False,
+    help="Also write a GPTQ checkpoint (AWQ with --method awq) into this new folder, for vLLM and others.",
 )
 @click.option(
     "--attention",
@@ -180,6 +223,7 @@ def main(
             "seconds": result.seconds,
             "bytes": sum(entry.bytes for entry in result.manifest.files.values()),
             "weights": result.manifest.weights,
+            "sensitivities": [dataclasses.asdict(row) for row in result.sensitivities],
             "verification": result.manifest.verification,
             "warnings": messages,
         }
@@ -218,6 +262,7 @@ def _warnings_printed(messages: list[str]) -> Iterator[None]:
 
 
 def _print_summary(result: Any) -> None:
+    from cpm_edge.exporter.calibration.mixed import precision_table
     from cpm_edge.exporter.model_card import cache_cost, linear_layers, sparsity_of
 
     manifest = result.manifest
@@ -256,7 +301,10 @@ def _print_summary(result: Any) -> None:
             "against the checkpoint",
             f"KL {source['kl']:.4f}, cosine {source['cosine']:.4f}, top-1 {source['top1']:.1%}",
         )
-    Console(stderr=True).print(table)
+    console = Console(stderr=True)
+    if result.sensitivities:
+        console.print(precision_table(result.sensitivities))
+    console.print(table)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,13 @@ import importlib.metadata
 import shutil
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cpm_edge.exporter.calibration.mixed import Sensitivity
 from cpm_edge.exporter.checkpoint import Checkpoint, check_tokenizer, open_checkpoint
 from cpm_edge.exporter.configs import LlamaConfig, MiniCPMConfig
 from cpm_edge.exporter.disk import disk_errors
@@ -34,6 +35,9 @@ from cpm_edge.runtimes.atomic import AtomicFolder
 from cpm_edge.runtimes.bundle import Bundle, hash_file, hash_files, write_manifest
 from cpm_edge.runtimes.manifest import ContextLimits, Manifest
 
+if TYPE_CHECKING:
+    from cpm_edge.exporter.calibration.run import Calibrated
+
 VERSION = importlib.metadata.version("cpm-edge")
 
 
@@ -52,11 +56,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written, and how long each stage took (seconds)."""
+    """What was written, how long each stage took (seconds), and which matrices mixed precision chose."""
 
     folder: Path
     manifest: Manifest
     seconds: dict[str, float]
+    sensitivities: list[Sensitivity] = field(default_factory=list)
 
 
 def export(options: ExportOptions, progress: Progress) -> ExportResult:
@@ -69,12 +74,19 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
     seconds: dict[str, float] = {}
     with disk_errors(options.output):
         output = AtomicFolder(options.output, options.overwrite)
-        output.check()  # nobody wants to learn that after a download
+        output.check()  # nobody wants to learn that after a download, or after hours of calibration
+        if options.save_checkpoint is not None:
+            AtomicFolder(options.save_checkpoint).check()
     with open_checkpoint(options.model, revision=options.revision) as checkpoint:
         plan = prepare(options, checkpoint)
         assets = checkpoint.assets()
         check_tokenizer(assets, checkpoint.name)
+        calibration = None
         with disk_errors(options.output), output as folder:
+            if options.needs_calibration:
+                with _timed(seconds, "calibrate"):
+                    calibration = _calibrate(plan, progress)
+                plan = prepare(options.after_calibration(), calibration.checkpoint)
             _copy_assets(assets, checkpoint, folder)
             with progress.stage("Tracing the model"), _timed(seconds, "trace"):
                 job = _trace(plan, folder, progress)
@@ -91,18 +103,33 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
             with progress.weights("Converting weights", elements), _timed(seconds, "lower"):
                 built = _target(options.target).build(job)
             with progress.stage("Hashing the files"), _timed(seconds, "describe"):
-                manifest = _manifest(plan, job.weights, built)
+                manifest = _manifest(plan, job.weights, built, calibration)
                 manifest = dataclasses.replace(manifest, files=hash_files(folder))
             if options.verify:
                 with progress.stage("Verifying the bundle"), _timed(seconds, "verify"):
-                    report = verify_in_child(plan.options, Bundle(folder, manifest), job.weights)
+                    report = verify_in_child(plan.options, Bundle(folder, manifest), job.weights, calibration)
                 manifest = dataclasses.replace(manifest, verification=report)
             card = folder / "README.md"
             card.write_text(model_card(manifest), encoding="utf-8")
             files = dict(sorted({**manifest.files, card.name: hash_file(card)}.items()))
             manifest = dataclasses.replace(manifest, files=files)
             write_manifest(folder, manifest)
-        return ExportResult(options.output, manifest, seconds)
+        if calibration is not None:
+            shutil.rmtree(calibration.folder)
+        return ExportResult(
+            options.output, manifest, seconds, [] if calibration is None else calibration.sensitivities
+        )
+
+
+def _calibrate(plan: Plan, progress: Progress) -> Calibrated:
+    from cpm_edge.exporter.calibration.run import calibrate
+    from cpm_edge.exporter.calibration.save import save_checkpoint
+
+    output, saved = plan.options.output, plan.options.save_checkpoint
+    calibration = calibrate(plan, output.parent / f".{output.name}.calibration", progress)
+    if saved is not None:
+        save_checkpoint(calibration, saved, progress)
+    return calibration
 
 
 def prepare(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
@@ -234,7 +261,7 @@ def _copy_assets(assets: dict[str, Any], checkpoint: Checkpoint, folder: Path) -
     (folder / "config.json").write_text(config, encoding="utf-8")
 
 
-def _manifest(plan: Plan, weights: ModelWeights, built: Built) -> Manifest:
+def _manifest(plan: Plan, weights: ModelWeights, built: Built, calibration: Calibrated | None) -> Manifest:
     config, spec = plan.config, plan.config.attention_spec(0)
     rope = config.rope.table(plan.max_context)
     linear, other_groups = weights.linear_scheme()
@@ -263,7 +290,8 @@ def _manifest(plan: Plan, weights: ModelWeights, built: Built) -> Manifest:
             "absorbed": weights.absorbed_format(),
             "activations": built.activations,
             "other_groups": other_groups,
-            "taken_from": weights.taken_from(),
+            "taken_from": {} if calibration else weights.taken_from(),
+            "calibration": calibration and calibration.record,
         },
         ops=built.ops,
         cache=built.cache,

@@ -52,6 +52,9 @@ def linear_layers(weights: dict[str, Any]) -> str:
     For example ``int4 g128 sym as in the checkpoint (GPTQ), 59.7 MB, 28.1% of bf16``.
     """
     stored, share = weights["linear_bytes"], weights["linear_bytes"] / weights["linear_parameters"] / 2
+    if calibration := weights.get("calibration"):
+        by = f" by {calibration['method']} on {calibration['tokens']} tokens"
+        return f"{weights['linear']}{by}, {stored / 1e6:.1f} MB, {share:.1%} of bf16"
     origins = weights.get("taken_from", {})
     named = ", ".join(name for name in origins if name != "ternary")
     taken = " as in the checkpoint" if origins else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 TARGETS = ("ort", "aipc", "jetson", "rtx")
@@ -16,6 +16,8 @@ ACTIVATIONS = ("fp32", "int8")
 DEVICES = ("CPU", "GPU", "NPU")  # of a chip, for --plan
 FLAVOURS = ("stock", "native")
 _DEFAULT_FLAVOURS = {"jetson": "native"}
+METHODS = ("rtn", "awq", "gptq", "gptq+awq")
+CALIBRATION_TOKENS = 8192
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,12 @@ class ExportOptions:
     symmetric: bool = True
     embedding_format: str | None = None
     head_format: str | None = None
+    method: str = "rtn"
+    dataset: Path | None = None
+    calibration_tokens: int = CALIBRATION_TOKENS
+    skip_positions: int = 0
+    ratio: float = 1.0
+    save_checkpoint: Path | None = None
     attention: str = "auto"
     kv_cache: str | None = None
     activations: str | None = None
@@ -45,3 +53,21 @@ class ExportOptions:
     def resolved_flavour(self) -> str:
         """The flavour asked for, or the target's usual one."""
         return self.flavour or _DEFAULT_FLAVOURS.get(self.target, "stock")
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether int4 layers are more than rounded to nearest."""
+        return self.method != "rtn" or self.ratio < 1 or self.save_checkpoint is not None
+
+    def after_calibration(self) -> ExportOptions:
+        """The options of an export from the calibrated checkpoint, whose integers are taken as they are."""
+        return replace(
+            self,
+            weight_format="auto",
+            group_size=None,
+            symmetric=True,
+            method="rtn",
+            dataset=None,
+            ratio=1.0,
+            save_checkpoint=None,
+        )

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +21,15 @@ import numpy.typing as npt
 from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.options import ENGINES, ExportOptions
 from cpm_edge.exporter.weights import ModelWeights
-from cpm_edge.quant import Scheme, WeightFormat
+from cpm_edge.quant import Scheme
+from cpm_edge.quant.formats import scheme_from_json
 from cpm_edge.runtimes.bundle import Bundle, Manifest
 from cpm_edge.runtimes.cache_layout import kv_layers
 from cpm_edge.runtimes.session import Engine
 from cpm_edge.runtimes.sparsity import MlpSparsity
+
+if TYPE_CHECKING:
+    from cpm_edge.exporter.calibration.run import Calibrated
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -42,7 +46,10 @@ _LIMITS = {"float32": (0.9999, 1e-3), "float16": (0.999, 3e-2), "int8": (0.97, 0
 
 
 def verify_in_child(
-    options: ExportOptions, bundle: Bundle, weights: ModelWeights | None = None
+    options: ExportOptions,
+    bundle: Bundle,
+    weights: ModelWeights | None = None,
+    calibration: Calibrated | None = None,
 ) -> dict[str, Any]:
     """Compare a bundle with its checkpoint; its manifest need not be written yet.
 
@@ -50,6 +57,7 @@ def verify_in_child(
         options: of the export.
         bundle: what was made.
         weights: those of the export: what they found need not be looked for once more.
+        calibration: what the integers come from, if it is not the checkpoint.
 
     Returns:
         The manifest's ``verification`` entry.
@@ -63,10 +71,14 @@ def verify_in_child(
         "manifest": bundle.manifest.to_json(),
         "found": {},
         "own": [],
+        "calibration": None,
     }
     if weights is not None:
-        job["found"] = {name: dataclasses.asdict(scheme) for name, scheme in weights.found.items()}
+        job["found"] = {name: scheme.to_json() for name, scheme in weights.found.items()}
         job["own"] = sorted(weights.own)
+    if calibration is not None:
+        folder = str(calibration.folder.resolve())
+        job["calibration"] = {"folder": folder, "kept": calibration.record["int8"]}
     # -P: without it Python would import modules that lie in the current folder, which may be a checkpoint.
     command = [sys.executable, "-P", "-m", "cpm_edge.exporter.verify"]
     child = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=False)
@@ -93,13 +105,24 @@ def verify(
     bundle: Bundle,
     found: Mapping[str, Scheme] | None = None,
     own: Iterable[str] = (),
+    calibration: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The comparison itself; see ``verify_in_child``. ``found`` and ``own`` are those of ``ModelWeights``."""
+    """The comparison itself; see ``verify_in_child``.
+
+    Args:
+        found, own: those of ``ModelWeights``.
+        calibration: its ``folder``, and the names of the matrices that it ``kept`` in floats.
+    """
     from cpm_edge.exporter.checkpoint import open_checkpoint
     from cpm_edge.exporter.eager import run_streamed
     from cpm_edge.exporter.export import prepare
 
-    with open_checkpoint(options.model, revision=options.revision) as checkpoint:
+    with open_checkpoint(options.model, revision=options.revision) as source_checkpoint:
+        checkpoint = source_checkpoint
+        if calibration is not None:
+            from cpm_edge.exporter.calibration.run import reopen
+
+            _, checkpoint = reopen(checkpoint, Path(calibration["folder"]), "", calibration["kept"])
         plan = prepare(options, checkpoint)
         rope = plan.config.rope.table(plan.max_context)
         shapes = {name: tuple(info.shape) for name, info in checkpoint.tensors.items()}
@@ -111,7 +134,7 @@ def verify(
         tokens = _tokens(bundle.path, plan.config.vocab_size, min(options.verify_tokens, plan.max_context))
 
         def read_source(name: str) -> FloatArray:
-            return constants[name] if name in constants else checkpoint.read(name)
+            return constants[name] if name in constants else source_checkpoint.read(name)
 
         model = (plan.architecture.model_class(), plan.config, rope)
         stored = run_streamed(*model, weights.dequantized, tokens)
@@ -228,16 +251,12 @@ def _open(bundle: Bundle) -> Engine:
     return open_engine(bundle, device="CPU")
 
 
-def _scheme(fields: dict[str, Any]) -> Scheme:
-    return Scheme(**{**fields, "format": WeightFormat(fields["format"])})
-
-
 def _main() -> None:
     job = json.load(sys.stdin)
     options = ExportOptions(**{**job["options"], "output": Path(job["options"]["output"])})
-    found = {name: _scheme(fields) for name, fields in job["found"].items()}
+    found = {name: scheme_from_json(fields) for name, fields in job["found"].items()}
     bundle = Bundle(Path(job["folder"]), Manifest.from_json(job["manifest"]))
-    report = verify(options, bundle, found, job["own"])
+    report = verify(options, bundle, found, job["own"], job["calibration"])
     json.dump(report, sys.stdout)
 
 

@@ -48,6 +48,8 @@ def choose_format(options: ExportOptions, checkpoint: Checkpoint) -> Choice:
     """
     asked = options.weight_format
     left = frozenset({HEAD} if options.head_format else ())
+    if checkpoint.calibrated:
+        return Choice(WeightFormat.INT4, StoredIntegers(checkpoint, left))
     if (own := own_format(checkpoint)) is not None:
         return _choose(options, checkpoint, own, own.describe(), StoredIntegers(checkpoint, left))
     if looks_ternary(checkpoint):

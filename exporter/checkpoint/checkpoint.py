@@ -24,6 +24,7 @@ class Checkpoint:
         config: config.json as parsed; for GGUF the same keys, taken from its metadata.
         generation_config: generation_config.json, ``{}`` when there is none.
         tensors: Hugging Face tensor names to shape and type; no weight is read for it.
+        calibrated: its integers are those of our own calibration; matrices without are to stay int8.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Checkpoint:
         store: TensorStore,
         load_assets: Callable[[], Assets],
         identity: list[Path],
+        calibrated: bool = False,
     ) -> None:
         self.name = name
         self.kind = kind
@@ -44,6 +46,7 @@ class Checkpoint:
         self._store = store
         self._load_assets = load_assets
         self._identity = identity
+        self.calibrated = calibrated
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -103,6 +106,19 @@ class Checkpoint:
         except OSError as error:
             raise CheckpointError(f"{self.name}: cannot be read again: {error}") from error
         return {"name": self.name, "kind": self.kind, "files": files}
+
+    def with_calibration(self, store: TensorStore) -> Checkpoint:
+        """The same checkpoint with calibrated weights: name, config, tokenizer and identity are this one's."""
+        return Checkpoint(
+            name=self.name,
+            kind=self.kind,
+            config=self.config,
+            generation_config=self.generation_config,
+            store=store,
+            load_assets=self._load_assets,
+            identity=[*self._identity, *self._store.files],
+            calibrated=True,
+        )
 
     def close(self) -> None:
         """Close the weight files; a second call does nothing."""

@@ -44,14 +44,20 @@ def _eager(
 ) -> Tensor:
     """Expert by expert, each over the tokens that chose it."""
     rows = x.flatten(0, -2)
-    probability = torch.softmax(router_logits.flatten(0, -2), -1)
-    # torch.topk leaves the order of ties open; a stable sort takes the lowest index first.
-    values, order = torch.sort(probability, dim=-1, descending=True, stable=True)
-    values, order = values[:, : spec.top_k], order[:, : spec.top_k]
-    shares = torch.zeros_like(probability).scatter(1, order, values / values.sum(-1, keepdim=True))
+    order, shares = route(router_logits.flatten(0, -2), spec)
     output = torch.zeros_like(rows)
     for expert in range(spec.num_experts):
         mine = (order == expert).any(1).nonzero().squeeze(1)
         inner = F.silu(F.linear(rows[mine], w1[expert])) * F.linear(rows[mine], w3[expert])
         output.index_add_(0, mine, shares[mine, expert, None] * F.linear(inner, w2[expert]))
     return output.view(x.shape)
+
+
+def route(router_logits: Tensor, spec: MixtureOfExpertsSpec) -> tuple[Tensor, Tensor]:
+    """The experts that each token chose, int64 (tokens, top_k), and all shares (tokens, experts)."""
+    probability = torch.softmax(router_logits, -1)
+    # torch.topk leaves the order of ties open; a stable sort takes the lowest index first.
+    values, order = torch.sort(probability, dim=-1, descending=True, stable=True)
+    values, order = values[:, : spec.top_k], order[:, : spec.top_k]
+    shares = torch.zeros_like(probability).scatter(1, order, values / values.sum(-1, keepdim=True))
+    return order, shares
