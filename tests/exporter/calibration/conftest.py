@@ -62,11 +62,11 @@ class Bench:
             "method": "gptq",
             "calibration_tokens": TOKENS,
             "verify": False,
+            "output": self.root / "out",
         }
         return ExportOptions(
             model=str(self.checkpoint(variant)),
             target="ort",
-            output=self.root / "out",
             **(usual | changes),
         )
 
