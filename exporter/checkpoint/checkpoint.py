@@ -108,7 +108,7 @@ class Checkpoint:
         return {"name": self.name, "kind": self.kind, "files": files}
 
     def with_calibration(self, store: TensorStore) -> Checkpoint:
-        """The same checkpoint with calibrated weights: name, config, tokenizer and identity are this one's."""
+        """The same checkpoint with calibrated weights: config, tokenizer and identity are this one's."""
         return Checkpoint(
             name=self.name,
             kind=self.kind,
