@@ -27,7 +27,7 @@ FOLDER = "cpm_edge.plugins.lib"
 # Optional: without a compiler the install goes on, and the runtime says what is lost.
 KERNELS = Extension(f"{FOLDER}.cpm_kernels", sources=[], optional=True)
 OPENVINO = Extension(f"{FOLDER}.cpm_openvino", sources=[], optional=True)
-# TensorRT plugins by the machine that they run on; bundles for a Jetson hold the one for aarch64.
+# TensorRT plugins by the machine that they run on: aarch64 for bundles, x86-64 for tests on such a machine.
 TENSORRT = {
     machine: Extension(f"{FOLDER}.cpm_tensorrt-{machine}", sources=[], optional=True)
     for machine in ("x86_64", "aarch64")
@@ -87,7 +87,7 @@ class BuildNative(build_ext):
             return
         self._warn([KERNELS, OPENVINO], *NATIVE_LOSS)
         if LINUX:
-            self._warn(list(TENSORRT.values()), *TENSORRT_LOSS)
+            self._warn([TENSORRT["aarch64"]], *TENSORRT_LOSS)
 
     def _warn(self, wanted: list[Extension], lost: str, needed: str) -> None:
         names = [ext.name for ext in wanted if not Path(self.get_ext_fullpath(ext.name)).exists()]
@@ -108,9 +108,10 @@ class BuildNative(build_ext):
             kernels = Path(self.get_ext_fullpath(KERNELS.name))
             if kernels.exists() and found is not None and found.origin is not None:
                 self._build_openvino(output, Path(found.origin).parent, kernels)
-        elif LINUX:
-            machine = next(name for name, each in TENSORRT.items() if each is ext)
-            self._build_tensorrt(output, machine)
+        elif ext is TENSORRT["aarch64"] and LINUX:
+            self._build_tensorrt(output, "aarch64")
+        elif ext is TENSORRT["x86_64"] and LINUX and X86:
+            self._build_tensorrt(output, "x86_64")
 
     @property
     def _msvc(self) -> bool:

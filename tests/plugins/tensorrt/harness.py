@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shlex
 import shutil
 import struct
@@ -47,6 +48,16 @@ def require(command: str, package: str) -> None:
     """Skip without a command that CI installs."""
     if shutil.which(command) is None:
         pytest.skip(f"{command} is not installed: apt-get install {package}")
+
+
+def require_library(machine: str) -> None:
+    """Skip without what the plugin library of a machine is built with, which CI installs."""
+    native = machine == platform.machine()
+    if machine == "x86_64" and not native:
+        pytest.skip("the library for x86-64 is built on such machines only")
+    require("g++" if native else f"{machine}-linux-gnu-g++", "g++ g++-aarch64-linux-gnu")
+    if not Path("/usr/include/nlohmann/json.hpp").exists():
+        pytest.skip("nlohmann/json is not installed: apt-get install nlohmann-json3-dev")
 
 
 def build_tools(folder: Path, compiler: str, emulator: tuple[str, ...] = ()) -> Tools:

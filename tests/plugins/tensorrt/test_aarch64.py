@@ -15,6 +15,7 @@ from tests.plugins.tensorrt.harness import (
     enqueue,
     expected_launches,
     require,
+    require_library,
     words,
 )
 
@@ -23,7 +24,7 @@ COMPILER = "aarch64-linux-gnu-g++"
 
 @pytest.fixture(scope="module")
 def jetson(kernels: Path, tmp_path_factory: pytest.TempPathFactory) -> Device:
-    require(COMPILER, "g++-aarch64-linux-gnu")
+    require_library("aarch64")
     require("qemu-aarch64", "qemu-user")
     emulator = ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu")
     folder = tmp_path_factory.mktemp("aarch64")

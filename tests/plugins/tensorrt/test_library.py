@@ -15,7 +15,7 @@ from cpm_edge.plugins import tensorrt_library
 from cpm_edge.plugins.native import NativeError
 from cpm_edge.plugins.tensorrt_library import MACHINES, NAMESPACE, PLUGIN_VERSION, library
 from tests.plugins.tensorrt.cases import CASES
-from tests.plugins.tensorrt.harness import Device, require
+from tests.plugins.tensorrt.harness import Device, require, require_library
 
 PROCESS = Path(__file__).parent / "registry_process.py"
 
@@ -23,6 +23,7 @@ PROCESS = Path(__file__).parent / "registry_process.py"
 @pytest.mark.parametrize("machine", MACHINES)
 def test_what_a_library_needs(machine: str) -> None:
     """JetPack 6.2 has glibc 2.35 and the C++ library of GCC 12; TensorRT and CUDA come with the process."""
+    require_library(machine)
     require("readelf", "binutils")
     path = library(machine)
     symbols = subprocess.run(
