@@ -27,6 +27,8 @@ from cpm_edge.exporter.progress import Progress
 from cpm_edge.exporter.registry import find_architecture
 from cpm_edge.exporter.verify import compare
 from cpm_edge.runtimes import load
+from cpm_edge.runtimes.bundle import open_bundle
+from cpm_edge.runtimes.manifest import Manifest
 from cpm_edge.runtimes.model import Model
 from cpm_edge.runtimes.session import Session
 
@@ -58,6 +60,7 @@ def run(bundle: Path, reference: str, text: Path, settings: Settings) -> Report:
         BenchError: the text is too short, or the checkpoint is of another model.
     """
     content = read_text(text)[slice(*settings.characters)]
+    manifest = open_bundle(bundle).manifest
     with load(bundle) as model, Progress().stage("Scoring the bundle and its checkpoint"):
         tokens = np.array(model.encode(content)[: settings.window * settings.windows])
         windows = [
@@ -70,17 +73,16 @@ def run(bundle: Path, reference: str, text: Path, settings: Settings) -> Report:
                 f"to {settings.characters[1]}, got {len(tokens)}",
                 hint="a longer text, or smaller --characters and --window",
             )
-        results = score(model, reference_of(model, reference), windows, settings)
-        results["weights"] = model.engine.manifest.weights["linear"]
+        results = score(model, reference_of(manifest, reference), windows, settings)
+        results["weights"] = manifest.weights["linear"]
     results |= {"reference": Path(reference).name, "text": text.name}
     report = Report("accuracy", {**vars(settings), "bundle": str(bundle), "text": str(text)}, results)
     report.tables.append(_table(results, bundle.resolve().name))
     return report
 
 
-def reference_of(model: Model, reference: str) -> Reference:
+def reference_of(manifest: Manifest, reference: str) -> Reference:
     """Logits (T, vocab) of the checkpoint's own weights, with the bundle's attention and RoPE."""
-    manifest = model.engine.manifest
 
     def logits(token_ids: Sequence[int]) -> FloatArray:
         with open_checkpoint(reference) as checkpoint:

@@ -84,11 +84,11 @@ def _html_table(records: Sequence[Record]) -> str:
 
 def _rows(records: Sequence[Record]) -> list[tuple[str, At, At | None]]:
     """(name, what was measured, the first record at the same context), by context."""
-    base = {at.context: at for at in records[0].at()}
+    first = {at.context: at for at in records[0].at()}
     found = [
-        (name, at, base.get(at.context))
+        (name, at, first.get(at.context))
         for name, record in zip(names(records), records, strict=True)
-        for at in record.at()
+        for at in (first.values() if record is records[0] else record.at())
     ]
     return sorted(found, key=lambda row: row[1].context)
 

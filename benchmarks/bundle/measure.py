@@ -40,7 +40,6 @@ class Settings:
     Attributes:
         contexts: tokens of the prompts.
         new_tokens: of which the first belongs to the prefill.
-        flavour: None is the bundle's own.
     """
 
     contexts: tuple[int, ...]
@@ -74,12 +73,13 @@ def measure_here(path: Path, settings: Settings) -> dict[str, Any]:
     engine = open_engine(bundle, device=settings.device, threads=settings.threads, max_context=longest)
     load = time.perf_counter() - start
     loaded = resident_bytes()
-    repeat_once(engine, WARM_UP, settings.new_tokens)
+    vocabulary = bundle.manifest.vocab_size
+    repeat_once(engine, WARM_UP, settings.new_tokens, vocabulary)
     rows: list[list[dict[str, Any]]] = [[] for _ in settings.contexts]
     with watched() as conditions:
         for _ in range(settings.repeat):
             for context, row in zip(settings.contexts, rows, strict=True):
-                row.append(repeat_once(engine, context, settings.new_tokens))
+                row.append(repeat_once(engine, context, settings.new_tokens, vocabulary))
     return {
         "load_seconds": load,
         "contexts": [_joined(*pair) for pair in zip(settings.contexts, rows, strict=True)],
@@ -91,10 +91,14 @@ def measure_here(path: Path, settings: Settings) -> dict[str, Any]:
 
 
 def repeat_once(
-    engine: Engine, context: int, new_tokens: int, clock: Callable[[], float] = time.perf_counter
+    engine: Engine,
+    context: int,
+    new_tokens: int,
+    vocab_size: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any]:
     """One fresh session: seconds of the prefill and of every step after it, and the tokens."""
-    prompt = random_prompt(context, engine.manifest.vocab_size)
+    prompt = random_prompt(context, vocab_size)
     steps: list[float] = []
     with engine.session() as session:
         start = clock()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,8 @@ from cpm_edge.benchmarks.bundle.record import Record, check_record
 from cpm_edge.benchmarks.errors import BenchError
 from cpm_edge.benchmarks.plan import Chip, PlanError, detect
 from cpm_edge.benchmarks.plan import chip as find_chip
-from cpm_edge.benchmarks.plan.cache import read_bytes
+from cpm_edge.benchmarks.plan.cache import cache_bytes, read_bytes
 from cpm_edge.benchmarks.plan.memory import device_memory
-from cpm_edge.benchmarks.plan.plan import cache_bytes
 from cpm_edge.benchmarks.plan.shape import ModelShape
 from cpm_edge.benchmarks.plan.speed import OTHER_FLAVOUR, decode
 from cpm_edge.benchmarks.plan.storage import Format, Formats, weight_bytes
@@ -25,6 +25,7 @@ from cpm_edge.plugins.native import NativeError
 from cpm_edge.plugins.probe import read_bandwidth
 from cpm_edge.runtimes.bundle import Bundle, open_bundle
 
+SLOW = 0.7  # of a profile's bandwidth
 _CACHE = {"float32": "fp32", "float16": "fp16", "int8": "int8", "uint8": "int8"}
 
 
@@ -49,6 +50,7 @@ def run(path: Path, settings: Settings, chip: str, accuracy: Path | None) -> tup
     results["chip"] = {"id": found.id, "name": found.name}
     results["accuracy"] = exact
     notes += add_model(results, bundle, found, settings)
+    notes += _slow_memory(results["roofline"], found, settings)
     report = Report("run", {**vars(settings), "bundle": str(path), "chip": found.id}, results, notes=notes)
     record = check_record(json.loads(json.dumps(report.to_json())), path.name)
     report.tables.append(table(record))
@@ -135,9 +137,18 @@ def _roofline(chip: Chip, settings: Settings) -> dict[str, Any]:
     return {"bandwidth": chip.bandwidth.value, "source": chip.bandwidth.source}
 
 
-def _cores() -> int:
-    import os
+def _slow_memory(roofline: dict[str, Any], chip: Chip, settings: Settings) -> list[str]:
+    """Said where predictions are for a machine that is faster than this one is now."""
+    now, known = roofline["bandwidth"], chip.bandwidth
+    if settings.device != "CPU" or not now or known is None or now > SLOW * known.value:
+        return []
+    return [
+        f"memory was read at {now / 1e9:.1f} GB/s in this run, the chip's profile says "
+        f"{known.value / 1e9:.1f}: predictions are for the latter"
+    ]
 
+
+def _cores() -> int:
     return os.cpu_count() or 1
 
 

@@ -23,9 +23,10 @@ def windows(bundles: Bundles) -> list[np.ndarray]:
 
 
 def test_a_bundle_in_full_precision_is_its_checkpoint(bundles: Bundles) -> None:
-    with load(bundles.result("llama", "ort").folder) as model:
+    result = bundles.result("llama", "ort")
+    with load(result.folder) as model:
         found = score(
-            model, reference_of(model, str(bundles.checkpoint("llama"))), windows(bundles), SETTINGS
+            model, reference_of(result.manifest, str(bundles.checkpoint("llama"))), windows(bundles), SETTINGS
         )
     assert found["perplexity"] == pytest.approx(found["reference_perplexity"], rel=1e-4)
     assert found["kl"] < 1e-6 and found["top1"] == 1
@@ -37,9 +38,10 @@ def test_a_bundle_in_full_precision_is_its_checkpoint(bundles: Bundles) -> None:
 
 def test_rounding_shows_and_perplexity_is_that_of_the_other_command(bundles: Bundles) -> None:
     options = {"weight_format": "int4", "group_size": 32}
-    with load(bundles.result("llama", "ort", **options).folder) as model:
+    result = bundles.result("llama", "ort", **options)
+    with load(result.folder) as model:
         found = score(
-            model, reference_of(model, str(bundles.checkpoint("llama"))), windows(bundles), SETTINGS
+            model, reference_of(result.manifest, str(bundles.checkpoint("llama"))), windows(bundles), SETTINGS
         )
         with model.session() as session:
             other = perplexity(session, np.concatenate(windows(bundles)), window=40)
@@ -48,10 +50,10 @@ def test_rounding_shows_and_perplexity_is_that_of_the_other_command(bundles: Bun
 
 
 def test_a_reference_of_another_model_is_refused(bundles: Bundles) -> None:
-    with load(bundles.result("llama", "ort").folder) as model:
-        reference = reference_of(model, str(bundles.checkpoint("minicpm3")))
-        with pytest.raises(BenchError, match="--reference: expected vocabulary"):
-            reference([1, 2, 3])
+    manifest = bundles.result("llama", "ort").manifest
+    reference = reference_of(manifest, str(bundles.checkpoint("minicpm3")))
+    with pytest.raises(BenchError, match="--reference: expected vocabulary"):
+        reference([1, 2, 3])
 
 
 def test_where_texts_part_in_words() -> None:

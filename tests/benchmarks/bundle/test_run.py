@@ -57,9 +57,9 @@ def test_a_context_that_the_bundle_does_not_take(bundles: Bundles) -> None:
 def test_times_are_those_of_the_clock_and_tokens_repeat(bundles: Bundles) -> None:
     engine = bundles.engine("sparse", "aipc", **NATIVE)
     ticking = iter(range(100))
-    first = repeat_once(engine, 20, 4, clock=lambda: float(next(ticking)))
+    first = repeat_once(engine, 20, 4, 50, clock=lambda: float(next(ticking)))
     assert (first["first"], first["steps"], len(first["tokens"])) == (1.0, [1.0, 1.0, 1.0], 4)
-    assert output_hash(repeat_once(engine, 20, 4)["tokens"]) == output_hash(first["tokens"])
+    assert output_hash(repeat_once(engine, 20, 4, 50)["tokens"]) == output_hash(first["tokens"])
     assert (random_prompt(9, 50) == random_prompt(9, 50)).all()
 
 
