@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import enum
 import json
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -78,6 +80,7 @@ class FakeTensorRt:
         last_config: of the newest build; parse_errors, build_errors: what makes them fail, if not empty.
         libraries: path of loaded plugin libraries; creators: names that a library registers.
         honour_aliases: engines write where the output was bound, as plugins with aliased outputs demand.
+        lower: what the parser does with operators of ours.
         refuse_capture: what a step says while the stream is captured; empty to allow it.
     """
 
@@ -93,6 +96,7 @@ class FakeTensorRt:
     def __init__(self, cuda: FakeCuda, version: str = "10.3.0") -> None:
         self.cuda = cuda
         self.__version__ = version
+        self.__spec__ = ModuleSpec("tensorrt", None)  # torch asks for it
         self.last_config: FakeConfig | None = None
         self.network_flags = 0
         self.builds = 0
@@ -104,6 +108,7 @@ class FakeTensorRt:
         self.refuse_capture = False
         self.steps: list[tuple[int, dict[str, tuple[int, ...]]]] = []
         self.interrupt_build = False
+        self.lower: Callable[[onnx.ModelProto], onnx.ModelProto] = lambda model: model
 
     def nptype(self, dtype: int) -> Any:
         return TYPES[dtype]
@@ -229,6 +234,7 @@ class FakeParser:
     def parse(self, data: bytes, path: str) -> bool:
         self.network.model = onnx.load_model_from_string(data)
         load_external_data_for_model(self.network.model, str(Path(path).parent))
+        self.network.model = self.module.lower(self.network.model)
         return not self.module.parse_errors
 
 
@@ -347,6 +353,8 @@ class FakeEngine:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = 1
+        # Its fusions of dequantized weights would quantize activations, which TensorRT does not.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self.streamable_weights_size = sum(len(each.raw_data) for each in graph.initializer)
         self.weight_streaming_budget_v2 = self.streamable_weights_size if header["streamed"] else -1
