@@ -16,6 +16,7 @@ from cpm_edge.benchmarks.commands.peers import peers
 from cpm_edge.benchmarks.commands.perplexity import perplexity
 from cpm_edge.benchmarks.commands.run import compare, run
 from cpm_edge.benchmarks.commands.trace import trace
+from cpm_edge.benchmarks.commands.trt_build import trt_build
 
 EXAMPLES = """
 \b
@@ -41,7 +42,7 @@ def main() -> None:
 
 for command in (
     *(run, compare, accuracy, chips_command),
-    *(peers, context, kernels, gpu_check, agreement, perplexity, export, trace, checkpoint),
+    *(peers, context, kernels, gpu_check, agreement, perplexity, export, trace, checkpoint, trt_build),
 ):
     main.add_command(command)
 

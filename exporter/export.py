@@ -27,6 +27,7 @@ from cpm_edge.exporter.progress import Progress
 from cpm_edge.exporter.registry import Architecture, find_architecture
 from cpm_edge.exporter.taken import Taken
 from cpm_edge.exporter.targets.common import BuildJob, Built
+from cpm_edge.exporter.targets.engine_options import check_engine_options
 from cpm_edge.exporter.verify import verify_in_child
 from cpm_edge.exporter.weight_format import choose_format, note_rounded
 from cpm_edge.exporter.weights import HEAD, ModelWeights
@@ -159,7 +160,10 @@ def prepare(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
         )
     weight_format, taken = choose_format(options, checkpoint)
     options = dataclasses.replace(options, weight_format=weight_format.value)
-    return Plan(options, checkpoint, architecture, config, _policy(options, config), max_context, taken)
+    policy = _policy(options, config)
+    if options.target in ENGINES:
+        check_engine_options(options, policy)
+    return Plan(options, checkpoint, architecture, config, policy, max_context, taken)
 
 
 def _policy(options: ExportOptions, config: LlamaConfig) -> Policy:

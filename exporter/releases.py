@@ -14,7 +14,8 @@ REFERENCES = {
     "minicpm_sala": "numpy",
 }
 LEGEND = {
-    "tiny": "seeded tiny checkpoints of the architecture: logits on every target against these references",
+    "tiny": "seeded tiny checkpoints of the architecture: logits on every target against these references; "
+    "for jetson and rtx those of the graph on ONNX Runtime, since no such device was at hand",
     "shape": "the published config at full size: read, parameters counted, traced without weights",
     "partly inferred": "some values of that config are not published; a sibling's stand for them",
     "real weights": "the published weights, exported and run",
@@ -46,7 +47,9 @@ class Release:
     @property
     def targets(self) -> str:
         """What a bundle can be made for."""
-        return "ort, aipc, aipc native" if self.native else "ort, aipc"
+        found = "ort, aipc, aipc native" if self.native else "ort, aipc"
+        # The kernels of a Jetson have no latent attention.
+        return f"{found}, {'jetson stock' if self.family == 'minicpm3' else 'jetson'}, rtx"
 
     @property
     def tested(self) -> str:

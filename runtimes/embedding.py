@@ -10,14 +10,17 @@ import numpy.typing as npt
 from cpm_edge.runtimes.bundle import Bundle
 from cpm_edge.runtimes.errors import BundleError
 
-_FORMATS: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "int8": np.dtype("i1")}
+_FORMATS: dict[str, np.dtype[Any]] = {
+    "float16": np.dtype("<f2"), "int8": np.dtype("i1"), "uint8": np.dtype("u1"),
+}  # fmt: skip
+_ZERO = 128  # the code of 0 in uint8
 
 
 class HostEmbedding:
-    """Rows (vocab_size, hidden_size), float16, or int8 with a float16 scale a row.
+    """Rows (vocab_size, hidden_size): float16, or int8 or uint8 (128 is zero) with a float16 scale a row.
 
     Args:
-        bundle: its manifest's ``engine.embedding`` has file, format, rows, columns, offset and, for int8,
+        bundle: its manifest's ``engine.embedding`` has file, format, rows, columns, offset and, for integers,
             scales.offset; offsets are bytes in the file, values little-endian.
 
     Raises:
@@ -37,7 +40,7 @@ class HostEmbedding:
             raise BundleError(f"engine.embedding: expected {shape}, got {entry['rows']} x {entry['columns']}")
         self._rows = _mapped(bundle, entry["file"], entry["offset"], shape, dtype)
         self._scales: npt.NDArray[np.float32] | None = None
-        if dtype.kind == "i":
+        if dtype.itemsize == 1:
             scales = _mapped(bundle, entry["file"], entry["scales"]["offset"], shape[:1], _FORMATS["float16"])
             self._scales = scales.astype(np.float32)
 
@@ -47,7 +50,10 @@ class HostEmbedding:
         if self._scales is None:
             out[...] = rows
         else:
-            out[...] = rows.astype(np.float32) * self._scales[tokens, None]
+            codes = rows.astype(np.float32)
+            if rows.dtype.kind == "u":
+                codes -= _ZERO
+            out[...] = codes * self._scales[tokens, None]
 
 
 def _mapped(

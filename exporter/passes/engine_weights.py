@@ -32,7 +32,10 @@ class EngineWeights:
     Attributes:
         half: the values that are float16 now.
         regions: where codes and scales of integer tensors lie, by name.
+        byte_format: of int8 codes in the file.
     """
+
+    byte_format = "int8"
 
     def __init__(
         self, graph: ir.Graph, weights: ModelWeights, file: WeightFile, progress: Callable[[int], None]
@@ -117,8 +120,9 @@ class EngineWeights:
         self.weights.count_bytes(name, region)
         value = self.file.initializer(part, region, dtype, shape)
         self.graph.register_initializer(value)
-        first, _ = self.regions.get(name, (region, region))
-        self.regions[name] = first, region
+        if part.endswith((".codes", ".scales")):
+            first, _ = self.regions.get(name, (region, region))
+            self.regions[name] = first, region
         return value
 
     def replace(self, value: ir.Value, builder: Builder, whole: ir.Value) -> None:

@@ -47,9 +47,10 @@ def write_table(weights: ModelWeights, folder: Path) -> dict[str, Any]:
 
 
 def shared_table(engine: EngineWeights) -> dict[str, Any]:
-    """The table that is the head's int8 codes in the engine's own data file."""
+    """The table that is the head's 8-bit codes in the engine's own data file."""
     codes, scales = engine.regions[EMBEDDING]
-    return _described(engine.weights, engine.file.path.name, codes, scales)
+    described = _described(engine.weights, engine.file.path.name, codes, scales)
+    return described | {"format": engine.byte_format}
 
 
 def _described(weights: ModelWeights, file: str, codes: Region, scales: Region | None) -> dict[str, Any]:

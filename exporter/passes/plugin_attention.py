@@ -41,6 +41,11 @@ def place_plugins(graph: ir.Graph, spec: SparseAttentionSpec, plans: list[Launch
             plans.append(_place_linear(graph, node))
 
 
+def check_attention(spec: SparseAttentionSpec, size: int, capacity: int) -> None:
+    """Raises ExportError for sizes that the kernels do not take."""
+    _planned(lambda: attention_plan(spec, size, capacity))
+
+
 def _place_attention(graph: ir.Graph, node: ir.Node, spec: SparseAttentionSpec) -> LaunchPlan:
     keys = node.inputs[3]
     _, heads, capacity, size = _sizes(keys)

@@ -20,7 +20,7 @@ from cpm_edge.plugins import DOMAIN
 from cpm_edge.plugins.launch_plan import LaunchPlan
 from cpm_edge.plugins.matmul_nbits.body import NAME
 from cpm_edge.plugins.matmul_nbits.launches import matmul_plan
-from cpm_edge.plugins.matmul_nbits.spans import GROUPS, Spans, check_shape, pack_spans
+from cpm_edge.plugins.matmul_nbits.spans import GROUPS, Spans, check_shape, pack_spans, span_of
 from cpm_edge.plugins.matmul_nbits.spec import NBitsShape
 from cpm_edge.plugins.tensorrt_library import NAMESPACE, PLUGIN_VERSION
 from cpm_edge.quant import Quantized, Scheme
@@ -47,6 +47,8 @@ class PluginWeights(EngineWeights):
     Args:
         plans: takes the launch plan of every format and size.
     """
+
+    byte_format = "uint8"  # code 128 is zero
 
     def __init__(
         self,
@@ -107,12 +109,9 @@ class PluginWeights(EngineWeights):
                     parts.zeros.append(packed.zeros.view(np.int8))
                 yield packed.codes
 
-        region = self.file.add(codes())
-        self.weights.count_bytes(name, region)
         int8, rows = ir.DataType.INT8, shape.rows
-        code = self.file.initializer(f"{name}.codes", region, int8, [rows, region.length // rows])
-        self.graph.register_initializer(code)
-        found = [code]
+        width = packed_width(shape)
+        found = [self.stored(f"{name}.codes", name, codes(), int8, [rows, width])]
         for part, blocks, dtype in (
             ("scales", parts.scales, ir.DataType.FLOAT16),
             ("zeros", parts.zeros, int8),
@@ -134,6 +133,14 @@ class PluginWeights(EngineWeights):
             self.graph, linear.matmul, [linear.matmul], builder.nodes, linear.matmul.outputs,
             builder.nodes[-1].outputs,
         )  # fmt: skip
+
+
+def packed_width(shape: NBitsShape) -> int:
+    """Bytes of a row of codes."""
+    if shape.bits == 8:
+        return shape.cols
+    span = span_of(shape.bits, shape.group)
+    return -(-shape.cols // span) * span * shape.bits // 8
 
 
 def _packed(shape: NBitsShape, block: Quantized) -> Spans:

@@ -7,8 +7,7 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferenc
 
 from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.passes.builder import Builder
-
-OPSET = 21
+from cpm_edge.exporter.passes.parser_ops import OPSET
 
 
 def lower_to_opset_21(model: ir.Model) -> None:

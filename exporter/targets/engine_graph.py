@@ -20,7 +20,6 @@ from onnx_ir.passes.common import (
 
 from cpm_edge.exporter.configs.llama import CAPACITY, CacheShape
 from cpm_edge.exporter.disk import disk_errors
-from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.passes.engine_ports import fix_ports, name_outputs, narrow_ids, take_embeddings
 from cpm_edge.exporter.passes.engine_weights import EngineWeights
 from cpm_edge.exporter.passes.float16 import HalfOp, narrow_products
@@ -30,11 +29,9 @@ from cpm_edge.exporter.passes.primitives import lower_to_opset_21
 from cpm_edge.exporter.targets.common import BuildJob
 from cpm_edge.exporter.weight_file import WeightFile
 from cpm_edge.exporter.weights import EMBEDDING, HEAD
-from cpm_edge.quant import WeightFormat
 
 MODEL = "model.onnx"
 DATA = "model.onnx.data"
-PRECISION = (WeightFormat.FP32, WeightFormat.BF16)
 
 MakeWeights = Callable[[ir.Graph, BuildJob, WeightFile], EngineWeights]
 
@@ -48,14 +45,12 @@ class EngineForm:
         half: what takes float16, by operator type; see ``narrow_products``.
         place_attention: replaces the attention nodes.
         rows_out: whether the graph returns only the new rows of keys and values.
-        plain_codes: whether int8 codes lie in the data file as the host reads them.
     """
 
     weights: MakeWeights
     half: Mapping[str, HalfOp]
     place_attention: Callable[[ir.Model, BuildJob], None]
     rows_out: bool
-    plain_codes: bool
 
 
 def capacity_of(job: BuildJob) -> int:
@@ -71,9 +66,8 @@ def write_graph(job: BuildJob, form: EngineForm) -> dict[str, Any] | None:
         The manifest's description of the host's embedding; None when the engine holds it.
 
     Raises:
-        ExportError: a format or a graph that TensorRT does not take, or a disk error.
+        ExportError: a tensor or a graph that TensorRT does not take, or a disk error.
     """
-    _check_options(job)
     graph, config = job.model.graph, job.config
     caches = [config.layer_caches(layer) for layer in range(config.num_hidden_layers)]
     fix_ports(graph, caches, capacity_of(job))
@@ -90,8 +84,7 @@ def write_graph(job: BuildJob, form: EngineForm) -> dict[str, Any] | None:
         weights.run()
     table = None
     if not in_engine:
-        shared = tied and form.plain_codes
-        table = shared_table(weights) if shared else write_table(job.weights, job.folder)
+        table = shared_table(weights) if tied else write_table(job.weights, job.folder)
         if not tied:
             graph.initializers.pop(EMBEDDING)
             job.progress(job.weights.elements(EMBEDDING))
@@ -103,26 +96,6 @@ def write_graph(job: BuildJob, form: EngineForm) -> dict[str, Any] | None:
     with disk_errors(job.folder / MODEL):
         ir.save(job.model, job.folder / MODEL)
     return table
-
-
-def _check_options(job: BuildJob) -> None:
-    for option, value, expected in (
-        ("--kv-cache", job.kv_cache, "fp16"),
-        ("--activations", job.activations, None),
-    ):
-        if value not in (None, expected):
-            raise ExportError(
-                f"{option}: expected {expected or 'none'} for target {job.target}, got {value}",
-                hint=f"leave {option} out: TensorRT computes in float16",
-            )
-    policy = job.weights.policy
-    for kind, scheme in (("weight", policy.linear), ("embedding", policy.embedding), ("head", policy.head)):
-        if scheme.format in PRECISION:
-            raise ExportError(
-                f"--{kind}-format: expected fp16, int8, int4 or ternary for target {job.target}, got "
-                f"{scheme.format.value}",
-                hint=f"--{kind}-format fp16",
-            )
 
 
 def inline_bodies(model: ir.Model, functions: list[ir.Function]) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from cpm_edge.benchmarks.plan import PlanError, chip
 from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.targets.common import BuildJob, cache_layers
 from cpm_edge.exporter.targets.engine_graph import DATA, cached_bytes, capacity_of
+from cpm_edge.exporter.targets.engine_options import find_chip
 
 NAME = "tensorrt"
 VERSION = "10.3"  # JetPack 6's, to which the graph keeps
@@ -63,7 +63,7 @@ def memory_of(job: BuildJob, workspace: int) -> dict[str, int]:
         "workspace": workspace,
     }
     if job.chip is not None:
-        profile = find_chip(job)
+        profile = find_chip(job.chip, job.target)
         usable, wanted = profile.usable_bytes, sum(memory.values())
         if usable is not None and wanted > usable:
             parts = ", ".join(
@@ -75,24 +75,6 @@ def memory_of(job: BuildJob, workspace: int) -> dict[str, int]:
                 hint="a smaller --max-context, or --weight-format int4",
             )
     return memory
-
-
-def find_chip(job: BuildJob) -> Any:
-    """The profile of ``--chip``.
-
-    Raises:
-        ExportError: an unknown id, or a chip of another target.
-    """
-    try:
-        profile = chip(job.chip or "")
-    except PlanError as error:
-        raise ExportError(error.message, hint=error.hint) from error
-    if profile.target != job.target:
-        raise ExportError(
-            f"--chip: expected a chip of target {job.target}, got {profile.id} of target {profile.target}",
-            hint=f"--target {profile.target}",
-        )
-    return profile
 
 
 def cache_of(job: BuildJob, form: str, pooled_stride: int = 0) -> dict[str, Any]:

@@ -11,18 +11,18 @@ from cpm_edge.exporter.disk import disk_errors
 from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.passes.engine_weights import EngineWeights
 from cpm_edge.exporter.passes.float16 import HalfOp
-from cpm_edge.exporter.passes.plugin_attention import place_plugins
+from cpm_edge.exporter.passes.plugin_attention import check_attention, place_plugins
 from cpm_edge.exporter.passes.plugin_weights import STOCK, PluginWeights
 from cpm_edge.exporter.targets.common import BuildJob, Built
-from cpm_edge.exporter.targets.engine_graph import EngineForm, write_graph
+from cpm_edge.exporter.targets.engine_graph import EngineForm, capacity_of, write_graph
 from cpm_edge.exporter.targets.engine_manifest import (
     activation_bytes,
     cache_of,
     engine_of,
-    find_chip,
     longest_chunk,
     memory_of,
 )
+from cpm_edge.exporter.targets.engine_options import find_chip
 from cpm_edge.exporter.weight_file import WeightFile
 from cpm_edge.plugins import DOMAIN, VERSION
 from cpm_edge.plugins.launch_plan import LaunchPlan, distinct
@@ -45,11 +45,14 @@ def build_native(job: BuildJob) -> Built:
         ExportError: a format or size that the kernels do not take, no plugin library, a kernel that does not
             compile, memory that the chip lacks, or a disk error.
     """
-    chip = find_chip(job)
+    assert job.chip is not None
+    sm = find_chip(job.chip, job.target).sm
+    assert sm is not None
+    check_attention(job.config.attention_spec(0), job.config.head_dim, capacity_of(job))
     _copy_library(job)
     plans: list[LaunchPlan] = []
     table = write_graph(job, _form(plans))
-    _compile(job, chip.sm, plans)
+    _compile(job, sm, plans)
     chunk, spec = longest_chunk(job), job.config.attention_spec(0)
     workspace = max(plan.workspace_bytes(chunk) for plan in plans) + activation_bytes(job, chunk)
     names = sorted({node.op_type for node in job.model.graph if node.domain == DOMAIN})
@@ -60,7 +63,7 @@ def build_native(job: BuildJob) -> Built:
         "names": names,
     }
     return Built(
-        engine_of(chip.sm, chunk, table, memory_of(job, workspace), plugins),
+        engine_of(sm, chunk, table, memory_of(job, workspace), plugins),
         cache_of(job, "in_place", 0 if spec.is_dense else spec.kernel_stride),
         "fp16",
         [{"name": f"{DOMAIN}.{name}", "version": VERSION, "how": "TensorRT plugin"} for name in names],
@@ -76,7 +79,7 @@ def _form(plans: list[LaunchPlan]) -> EngineForm:
         place_plugins(model.graph, job.config.attention_spec(0), plans)
 
     half = {"MatMul": HalfOp(2), MATMUL: HalfOp(1), SPARSE: HalfOp(3), LINEAR: HalfOp(3, outputs=False)}
-    return EngineForm(weights, half, place, rows_out=False, plain_codes=False)
+    return EngineForm(weights, half, place, rows_out=False)
 
 
 def _copy_library(job: BuildJob) -> None:

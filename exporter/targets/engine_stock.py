@@ -43,6 +43,4 @@ def stock_ops(job: BuildJob) -> list[dict[str, Any]]:
     return [{"name": f"{DOMAIN}.{name}", "version": VERSION, "how": INLINED} for name in names]
 
 
-STOCK = EngineForm(
-    _weights, {"MatMul": HalfOp(2), SPARSE: HalfOp(3)}, _place_attention, rows_out=True, plain_codes=True
-)
+STOCK = EngineForm(_weights, {"MatMul": HalfOp(2), SPARSE: HalfOp(3)}, _place_attention, rows_out=True)

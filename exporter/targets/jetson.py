@@ -6,13 +6,11 @@
 
 from __future__ import annotations
 
-from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.targets.common import BuildJob, Built
 from cpm_edge.exporter.targets.engine_graph import write_graph
 from cpm_edge.exporter.targets.engine_manifest import (
     cache_of,
     engine_of,
-    find_chip,
     memory_of,
     stock_chunk,
     stock_workspace,
@@ -24,16 +22,8 @@ def build(job: BuildJob) -> Built:
     """Write the graph, and for ``native`` plugins and kernels, into ``job.folder``.
 
     Raises:
-        ExportError: no chip, an option or a format that the engine does not take, memory that the chip lacks,
-            or a disk error.
+        ExportError: a tensor that the engine does not take, memory that the chip lacks, or a disk error.
     """
-    if job.chip is None and job.flavour == "native":
-        raise ExportError(
-            "--target jetson: expected --chip, which decides what the kernels are compiled for",
-            hint="cpm-bench chips lists the ids; --flavour stock needs none",
-        )
-    if job.chip is not None:
-        find_chip(job)
     if job.flavour == "native":
         from cpm_edge.exporter.targets.engine_native import build_native
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any
 
-from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.targets.common import BuildJob, Built
 from cpm_edge.exporter.targets.engine_graph import write_graph
 from cpm_edge.exporter.targets.engine_manifest import (
     cache_of,
-    find_chip,
     memory_of,
     stock_chunk,
     stock_workspace,
@@ -25,15 +23,8 @@ def build(job: BuildJob) -> Built:
     """Write the graph into ``job.folder``.
 
     Raises:
-        ExportError: an option or a format that the engine does not take, memory that the chip lacks, or a
-            disk error.
+        ExportError: a tensor that the engine does not take, memory that the chip lacks, or a disk error.
     """
-    if job.flavour != "stock":
-        raise ExportError(
-            "--flavour: expected stock for target rtx, got native", hint="TensorRT-RTX has no plugins"
-        )
-    if job.chip is not None:
-        find_chip(job)
     table = write_graph(job, STOCK)
     chunk = stock_chunk(job)
     engine: dict[str, Any] = {

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from cpm_edge.exporter.configs import MiniCPMSALAConfig
 from cpm_edge.exporter.registry import ARCHITECTURES, BY_KEY, find_architecture
 from cpm_edge.exporter.releases import REFERENCES, RELEASES, Release
+from cpm_edge.plugins.linear_attention.launches import linear_attention_plan
+from cpm_edge.plugins.sparse_attention.launches import plan as attention_plan
 from tests.runtimes.test_openvino_native import VARIANTS as NATIVE_VARIANTS
 from tests.support.checkpoints import config_of as config_of_variant
 
@@ -78,3 +81,17 @@ def test_the_native_flavour_is_claimed_where_it_is_tested() -> None:
     for release in RELEASES:
         covered = release.family in families and config_of(release)["hidden_act"] in gates
         assert release.native == covered, f"{release.names}: correct native= in exporter/releases.py"
+
+
+@of_releases
+def test_a_jetson_has_kernels_for_the_sizes_of_a_release(release: Release) -> None:
+    raw = config_of(release)
+    config = find_architecture(raw).config.from_dict(raw)
+    spec = config.attention_spec(0)
+    if spec.is_latent:
+        assert "jetson stock" in release.targets
+        return
+    assert "jetson, rtx" in release.targets
+    attention_plan(spec, config.head_dim, 8192)
+    if isinstance(config, MiniCPMSALAConfig):
+        linear_attention_plan(config.linear_spec(), config.lightning_head_dim, config.lightning_head_dim)

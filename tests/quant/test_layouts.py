@@ -9,6 +9,7 @@ import onnxruntime
 import openvino as ov
 import pytest
 from hypothesis import given
+from onnx import numpy_helper
 from openvino import opset13 as ops
 
 from cpm_edge.quant import (
@@ -17,6 +18,7 @@ from cpm_edge.quant import (
     Scheme,
     WeightFormat,
     matmulnbits,
+    onnx_int4,
     openvino_i4,
     openvino_i8,
     openvino_u2,
@@ -203,3 +205,21 @@ def test_openvino_layouts_refuse_other_schemes() -> None:
         openvino_i8(sample(3, 96, Scheme(INT4, 32)))
     with pytest.raises(QuantError, match="expected symmetric ternary, got int8 row sym"):
         openvino_u2(sample(3, 96, Scheme(INT8)))
+
+
+@given(data=weights(cols=64))
+def test_onnx_int4_is_what_onnx_unpacks(data: Floats) -> None:
+    q = quantize(data, Scheme(INT4, 32))
+    tensor = onnx.helper.make_tensor(
+        "t", onnx.TensorProto.INT4, q.codes.shape, onnx_int4(q).tobytes(), raw=True
+    )
+    np.testing.assert_array_equal(numpy_helper.to_array(tensor).astype(np.int8), q.codes.astype(np.int8) - 8)
+
+
+def test_onnx_int4_of_ternary_weights() -> None:
+    q = sample(5, 128, Scheme(TERNARY, 64))
+    packed = onnx_int4(q)
+    nibbles = np.stack([packed & 15, packed >> 4], 2).reshape(5, 128).astype(np.int8)
+    np.testing.assert_array_equal(np.where(nibbles > 7, nibbles - 16, nibbles), q.codes.astype(np.int8) - 1)
+    with pytest.raises(QuantError, match="ONNX INT4: expected symmetric int4, got int8 row sym"):
+        onnx_int4(sample(3, 96, Scheme(INT8)))
