@@ -106,12 +106,12 @@ def test_grids_beyond_cuda_are_refused(device: Device) -> None:
     )
     assert answer.errors == ["CpmMatMulNBits layer.int4: rows: expected 1 to 2147483647, got 3000000000"]
     plan = MATMUL.plan.to_json().replace('"n":72', '"n":2147483647')
+    rows = 2_000_000_000
     *_, answer = device.run(
-        device.create(MATMUL, plan), words("change", MATMUL.tensors(1)), enqueue(MATMUL, 1)
+        device.create(MATMUL, plan), words("change", MATMUL.tensors(rows)), enqueue(MATMUL, rows)
     )
-    assert (
-        "expected a grid of 1 to 65535 blocks on axis 1, got 134217728 times 1 for 1 rows" in answer.errors[0]
-    )
+    assert "expected a grid of 1 to 2147483647 blocks on axis 0" in answer.errors[0]
+    assert "got 33554432 times 31250000 for 2000000000 rows" in answer.errors[0]
 
 
 @pytest.mark.parametrize(
