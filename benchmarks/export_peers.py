@@ -1,7 +1,8 @@
-"""Time and peak memory of our export beside optimum-intel's, on one shape in one run.
+"""Time and peak memory of our export beside optimum-intel's and onnxruntime-genai's, on one shape in one run.
 
-optimum-intel exports plain MiniCPM only through remote code for old transformers, so it gets a Llama config
-of equal dimensions over the same weights; so does ours, beside the real MiniCPM config.
+Both run in venvs of their own. optimum-intel exports plain MiniCPM only through remote code for old
+transformers, and onnxruntime-genai's builder knows no MiniCPM, so they get a Llama config of equal dimensions
+over the same weights; so does ours, beside the real MiniCPM config.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from cpm_edge.exporter.progress import Progress
 
 SAMPLE_SECONDS = 0.02
 PEER = "optimum-cli export openvino, llama config"
+BUILDER = "onnxruntime-genai builder, llama config"
+PEERS = (PEER, BUILDER)
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,17 @@ def folder_bytes(folder: Path) -> int:
 
 
 def run(
-    shape: Shape, optimum_cli: Path | None, repeat: int, targets: tuple[str, ...], verify: bool
+    shape: Shape,
+    optimum_cli: Path | None,
+    genai_python: Path | None,
+    repeat: int,
+    targets: tuple[str, ...],
+    verify: bool,
 ) -> Report:
     """Export alternately, ``repeat`` times each.
 
     Args:
+        optimum_cli, genai_python: programs of the peers' venvs; those that are None are left out.
         targets: ours.
         verify: measure ours with verification too.
     """
@@ -91,8 +100,20 @@ def run(
             commands[PEER] = optimum_command(optimum_cli, folder / "llama", folder / "out")
         else:
             report.notes.append("optimum-intel was not measured: give --optimum-cli PATH")
+        if genai_python is not None and genai_python.is_file():
+            commands[BUILDER] = builder_command(genai_python, folder / "llama", folder / "out")
+        else:
+            report.notes.append("onnxruntime-genai's builder was not measured: give --genai-python PATH")
         _measure_all(report, commands, repeat, folder)
     return report
+
+
+def builder_command(python: Path, checkpoint: Path, output: Path) -> list[str]:
+    """onnxruntime-genai's builder for the CPU: int4 in groups of 128, symmetric."""
+    module = "onnxruntime_genai.models.builder"
+    options = ["int4_block_size=128", "int4_is_symmetric=true"]
+    paths = ["-i", str(checkpoint), "-o", str(output), "-c", f"{output}-cache"]
+    return [str(python), "-m", module, *paths, "-p", "int4", "-e", "cpu", "--extra_options", *options]
 
 
 def _our_commands(folder: Path, targets: tuple[str, ...], verify: bool) -> dict[str, list[str]]:
@@ -138,8 +159,9 @@ def _measure_all(report: Report, commands: dict[str, list[str]], repeat: int, fo
 
 
 def _ratios(seconds: dict[str, Samples], peaks: dict[str, Samples], name: str) -> tuple[str, str]:
-    if PEER not in seconds or name == PEER:
+    """Of ours to each peer that was measured, in the order of PEERS."""
+    if name in PEERS:
         return "", ""
-    faster = seconds[PEER].median / seconds[name].median
-    less = peaks[PEER].median / peaks[name].median
-    return f"{faster:.2f}x faster", f"{less:.2f}x less"
+    peers = [peer for peer in PEERS if peer in seconds]
+    faster = ", ".join(f"{seconds[peer].median / seconds[name].median:.2f}x faster" for peer in peers)
+    return faster, ", ".join(f"{peaks[peer].median / peaks[name].median:.2f}x less" for peer in peers)

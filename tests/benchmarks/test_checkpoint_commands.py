@@ -10,7 +10,7 @@ import pytest
 
 from cpm_edge.benchmarks import export_peers, perplexity
 from cpm_edge.benchmarks.errors import BenchError
-from cpm_edge.benchmarks.export_peers import PEER, measure
+from cpm_edge.benchmarks.export_peers import BUILDER, PEER, measure
 from tests.benchmarks.shapes import bench, write_shape
 from tests.support.bundles import Bundles
 
@@ -68,13 +68,29 @@ def test_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     optimum = tmp_path / "optimum-cli"
     optimum.write_text(f"#!{sys.executable}\n{command(3000, 0.2)[2]}\n")
     optimum.chmod(0o755)
+    builder = tmp_path / "python"
+    make = "import pathlib, sys; a = sys.argv; assert a[2].endswith('models.builder') and 'int4' in a; "
+    make += "f = pathlib.Path(a[a.index('-o') + 1]); f.mkdir(); (f / 'm').write_bytes(bytes(2000))"
+    builder.write_text(f"#!{sys.executable}\n{make}\n")
+    builder.chmod(0o755)
     result = bench(
-        *["export", "--shape", write_shape(tmp_path), "--layers", 1, "--repeat", 2],
+        *[
+            "export",
+            "--shape",
+            write_shape(tmp_path),
+            "--layers",
+            1,
+            "--repeat",
+            2,
+            "--genai-python",
+            builder,
+        ],
         *["--optimum-cli", optimum, "--json", tmp_path / "out.json"],
     )
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "out.json").read_text())["results"]
-    assert list(found) == ["ours", PEER]
+    assert list(found) == ["ours", PEER, BUILDER]
+    assert found[BUILDER]["output_bytes"] == 2000
     assert found["ours"]["output_bytes"] == 1000 and found[PEER]["output_bytes"] == 3000
     assert len(found["ours"]["seconds"]) == 2 and min(found[PEER]["seconds"]) > 0.2
     assert all(peak > 1 << 20 for peak in found[PEER]["peak_bytes"])
