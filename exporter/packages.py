@@ -8,7 +8,7 @@ from cpm_edge.plugins.native import REBUILD, NativeError, extension_path
 from cpm_edge.plugins.tensorrt_library import library
 from cpm_edge.runtimes.errors import BackendError, missing_dependency
 
-JETSON = "aarch64"
+JETSON_MACHINE = "aarch64"
 # Module to the extra of cpm-edge that installs it. Packages that only some checkpoints need are not here.
 ALWAYS = dict.fromkeys(("gguf", "ml_dtypes", "onnx", "onnx_ir", "onnxscript", "torch"), "export")
 BY_TARGET = {
@@ -17,8 +17,6 @@ BY_TARGET = {
     "rtx": {"onnxruntime": "ort"},
     "aipc": {"openvino": "aipc", "openvino_tokenizers": "aipc", "transformers": "export"},
 }
-
-
 NATIVE = {"jetson": {"triton": "jetson-export"}}
 
 
@@ -35,7 +33,7 @@ def check_packages(target: str, flavour: str = "stock") -> None:
         raise missing_dependency(missing[0], ",".join(sorted({needed[module] for module in missing})))
     if flavour == "native":
         try:
-            library(JETSON) if target == "jetson" else extension_path()
+            library(JETSON_MACHINE) if target == "jetson" else extension_path()
         except NativeError as error:
-            hint = f"{REBUILD} Or use --flavour stock."
+            hint = "Use --flavour stock." if target == "jetson" else f"{REBUILD} Or use --flavour stock."
             raise BackendError(f"--flavour native: {error}", hint=hint) from error

@@ -133,10 +133,16 @@ def _unique(name: str, names: set[str]) -> str:
     return candidate
 
 
-def cached_bytes(job: BuildJob) -> int:
-    """Bytes of all caches and states at full capacity."""
-    caches = (job.config.layer_caches(layer) for layer in range(job.config.num_hidden_layers))
-    return sum(_cache_bytes(shape, capacity_of(job)) for ports in caches for shape in ports.values())
+def cached_bytes(job: BuildJob, pooled_stride: int = 0) -> int:
+    """Bytes of all caches and states at full capacity; so many keys have a pooled one, none with 0."""
+    capacity = capacity_of(job)
+    caches = [job.config.layer_caches(layer) for layer in range(job.config.num_hidden_layers)]
+    total = sum(_cache_bytes(shape, capacity) for ports in caches for shape in ports.values())
+    if not pooled_stride:
+        return total
+    return total + sum(
+        _cache_bytes(ports["key"], capacity) // pooled_stride for ports in caches if "key" in ports
+    )
 
 
 def _cache_bytes(shape: CacheShape, capacity: int) -> int:

@@ -51,15 +51,18 @@ def activation_bytes(job: BuildJob, chunk: int) -> int:
     return 4 * chunk * config.hidden_size + max(4 * chunk * config.intermediate_size, logits)
 
 
-def memory_of(job: BuildJob, workspace: int) -> dict[str, int]:
+def memory_of(job: BuildJob, workspace: int, pooled_stride: int = 0) -> dict[str, int]:
     """``weights``, ``kv_cache`` and ``workspace`` in bytes.
+
+    Args:
+        pooled_stride: keys a cached pooled key, 0 for none.
 
     Raises:
         ExportError: the chip asked for does not have that much.
     """
     memory = {
         "weights": (job.folder / DATA).stat().st_size,
-        "kv_cache": cached_bytes(job),
+        "kv_cache": cached_bytes(job, pooled_stride),
         "workspace": workspace,
     }
     if job.chip is not None:

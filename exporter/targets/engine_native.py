@@ -9,6 +9,7 @@ import onnx_ir as ir
 from cpm_edge.exporter.cubins.compile import compile_cubins
 from cpm_edge.exporter.disk import disk_errors
 from cpm_edge.exporter.errors import ExportError
+from cpm_edge.exporter.packages import JETSON_MACHINE
 from cpm_edge.exporter.passes.engine_weights import EngineWeights
 from cpm_edge.exporter.passes.float16 import HalfOp
 from cpm_edge.exporter.passes.plugin_attention import check_attention, place_plugins
@@ -32,7 +33,6 @@ from cpm_edge.plugins.native import NativeError
 from cpm_edge.plugins.sparse_attention.spec import OP as SPARSE
 from cpm_edge.plugins.tensorrt_library import PLUGIN_VERSION, library
 
-MACHINE = "aarch64"  # of every Jetson
 FOLDER = "plugins"
 LIBRARY = f"{FOLDER}/libcpm_tensorrt.so"
 KERNELS = f"{FOLDER}/kernels"
@@ -54,6 +54,7 @@ def build_native(job: BuildJob) -> Built:
     table = write_graph(job, _form(plans))
     _compile(job, sm, plans)
     chunk, spec = longest_chunk(job), job.config.attention_spec(0)
+    stride = 0 if spec.is_dense else spec.kernel_stride
     workspace = max(plan.workspace_bytes(chunk) for plan in plans) + activation_bytes(job, chunk)
     names = sorted({node.op_type for node in job.model.graph if node.domain == DOMAIN})
     plugins = {
@@ -63,8 +64,8 @@ def build_native(job: BuildJob) -> Built:
         "names": names,
     }
     return Built(
-        engine_of(sm, chunk, table, memory_of(job, workspace), plugins),
-        cache_of(job, "in_place", 0 if spec.is_dense else spec.kernel_stride),
+        engine_of(sm, chunk, table, memory_of(job, workspace, stride), plugins),
+        cache_of(job, "in_place", stride),
         "fp16",
         [{"name": f"{DOMAIN}.{name}", "version": VERSION, "how": "TensorRT plugin"} for name in names],
         flavour="native",
@@ -85,7 +86,7 @@ def _form(plans: list[LaunchPlan]) -> EngineForm:
 def _copy_library(job: BuildJob) -> None:
     """Before anything that takes long: it may not have been built."""
     try:
-        source = library(MACHINE)
+        source = library(JETSON_MACHINE)
     except NativeError as error:
         raise ExportError(f"--flavour native: {error}", hint=STOCK) from error
     with disk_errors(job.folder / LIBRARY):
