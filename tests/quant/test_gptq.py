@@ -23,7 +23,7 @@ def problem(rows: int, cols: int, seed: int) -> tuple[Floats, Floats]:
     x = inputs(3 * cols, cols, seed)
     weight = np.random.default_rng(seed + 1).standard_normal((rows, cols)).astype(np.float32)
     moment = (x.T.astype(np.float64) @ x / len(x)).astype(np.float32)
-    return weight, (moment + moment.T) / 2
+    return weight, ((moment + moment.T) / 2).astype(np.float32)
 
 
 def textbook(weight: Floats, moment: Floats, grid: Quantized, damping: float) -> npt.NDArray[np.float64]:

@@ -20,6 +20,7 @@ def test_a_decode_speed_leaves_the_first_token_out() -> None:
     assert short.rate.values == [pytest.approx(3 / 0.121), pytest.approx(3 / 0.132)]
     assert short.first.median == pytest.approx(0.055)
     assert long.ceiling == pytest.approx(153.6e9 / 4.5e9)
+    assert long.ceiling is not None
     assert long.share == pytest.approx(long.rate.median / long.ceiling)
     assert long.predicted == (21.5, 27.5)
 

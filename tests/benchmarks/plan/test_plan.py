@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,7 +68,7 @@ def test_advice_makes_it_fit() -> None:
 
 
 def test_the_longest_context_that_fits_is_advised() -> None:
-    asked = {"memory": int(6.2e9), "flavour": "native"}
+    asked: dict[str, Any] = {"memory": int(6.2e9), "flavour": "native"}
     answer = plan(EIGHT, "core-ultra-7-258v", **asked)
     shorter = next(each.option for each in answer.advice if each.option.startswith("--max-context"))
     tokens = int(shorter.split()[1])
@@ -117,7 +118,7 @@ def test_parameters(config: str, parameters: float) -> None:
         ("core-ultra-7-258v", {"context": 1 << 30}, "--max-context: expected at most 32768"),
     ],
 )
-def test_questions_that_make_no_sense(chip: str, asked: dict[str, object], message: str) -> None:
+def test_questions_that_make_no_sense(chip: str, asked: dict[str, Any], message: str) -> None:
     with pytest.raises(PlanError, match=message):
         plan(EIGHT, chip, **asked)
 

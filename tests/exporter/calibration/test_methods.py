@@ -17,6 +17,7 @@ from cpm_edge.exporter.errors import ExportError, ExportWarning
 from cpm_edge.exporter.verify import TEXT
 from cpm_edge.exporter.weights import tensor_class
 from cpm_edge.quant import TensorClass, quantize_int4
+from cpm_edge.quant.hessian import Hessian
 from tests.exporter.calibration.conftest import Bench, Outcome
 from tests.support.checkpoints import prompt
 
@@ -162,13 +163,13 @@ def test_what_is_not_calibrated(
 
 
 def test_activations_that_are_not_finite(bench: Bench, tmp_path: Path) -> None:
-    add = gather.Hessian.add
+    add = Hessian.add
 
     def spoiled(moment: Any, inputs: Any) -> None:
         add(moment, inputs * np.float32(np.nan))
 
     with (
-        patch.object(gather.Hessian, "add", spoiled),
+        patch.object(Hessian, "add", spoiled),
         pytest.raises(ExportError, match="activations are not finite"),
     ):
         bench.calibrate(tmp_path / "work", "tied-mha")

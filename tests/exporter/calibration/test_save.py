@@ -45,12 +45,12 @@ def test_every_tensor_comes_back(bench: Bench, tmp_path: Path, variant: str, cha
             if name not in expected.packed:
                 np.testing.assert_array_equal(saved.read(name), expected.read(name), name)
                 continue
-            pair = [checkpoint.integers(name) for checkpoint in (saved, expected)]
-            assert pair[0] is not None
-            assert pair[1] is not None
-            assert pair[0].column_order is None
-            assert pair[0].scheme == pair[1].scheme
-            one, other = (integers.block(0, info.shape[0])() for integers in pair)
+            back, made = saved.integers(name), expected.integers(name)
+            assert back is not None
+            assert made is not None
+            assert back.column_order is None
+            assert back.scheme == made.scheme
+            one, other = (integers.block(0, info.shape[0])() for integers in (back, made))
             np.testing.assert_array_equal(one.codes, other.codes)
             np.testing.assert_array_equal(one.scales, other.scales)
             np.testing.assert_array_equal(one.zero_points(), other.zero_points())
