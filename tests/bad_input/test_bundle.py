@@ -96,7 +96,9 @@ def test_an_engine_that_is_too_old(bench: Bench, bundle: Path) -> None:
 
 def test_a_target_without_engine(bench: Bench, bundle: Path) -> None:
     rewrite(bundle, lambda manifest: manifest.update(target="toaster"))
-    bench.run_fails(bundle).says("target: expected one of aipc, jetson, ort, rtx", "'toaster'", hint="another --target")
+    bench.run_fails(bundle).says(
+        "target: expected one of aipc, jetson, ort, rtx", "'toaster'", hint="another --target"
+    )
 
 
 def test_no_bundle(bench: Bench) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
+from cpm_edge.exporter.cubins.compile import compile_cubins
 from cpm_edge.plugins import DOMAIN
+from cpm_edge.plugins.kernel_config import KernelConfig
 from cpm_edge.plugins.tensorrt_library import library
-from tests.exporter.targets.conftest import FORMS
+from tests.exporter.targets.conftest import CONFIGURATIONS, FORMS
 from tests.plugins.tensorrt.cases import FLOAT, HALF, INT8, INT32, Tensor
 from tests.plugins.tensorrt.harness import (
     INPUTS,
@@ -35,7 +38,9 @@ def test_nodes_are_taken_and_launch(
 ) -> None:
     require_library(platform.machine())
     bundle = engines.open(variant, weight_format=weight_format, **FORMS["native"])
-    shutil.copytree(bundle.path / "plugins/kernels", tmp_path / "kernels")
+    configs = json.loads(bundle.file(CONFIGURATIONS).read_text())
+    (tmp_path / "kernels").mkdir()
+    compile_cubins(tmp_path / "kernels", 87, [KernelConfig.from_json(each) for each in configs])
     path = Path(shutil.copy(library(platform.machine()), tmp_path / "libcpm_tensorrt.so"))
     device = Device(build_tools(tmp_path, "g++"), path, tmp_path / "record.json")
     nodes = [node for node in ir.load(bundle.file("model.onnx")).graph if node.domain == DOMAIN]
