@@ -32,7 +32,7 @@ Made by {{ m.producer }} from the {{ m.source.kind }} checkpoint `{{ m.source.na
 ## Run
 
 ```
-pip install "cpm-edge[{{ m.target }}]"
+pip install "cpm-edge[{{ m.target }}]"    # or from a clone: pip install "./cpm-edge[{{ m.target }}]"
 cpm-run THIS_FOLDER --prompt "Why is the sky blue?"
 ```
 

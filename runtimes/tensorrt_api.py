@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 ENGINES = ("tensorrt", "tensorrt_rtx")
 _KEPT_LINES = 12
 _HOW_TO_INSTALL = {
-    "tensorrt": "On a Jetson: sudo apt install python3-libnvinfer, and make the virtual environment with "
-    "--system-site-packages. On a PC: pip install tensorrt",
+    "tensorrt": "This bundle runs on the Jetson that it was exported for. There: sudo apt install "
+    "python3-libnvinfer, and make the virtual environment with --system-site-packages",
     "tensorrt_rtx": 'pip install "cpm-edge[rtx]"',
 }
 

@@ -84,7 +84,8 @@ def _planned(make: Callable[[], LaunchPlan]) -> LaunchPlan:
     try:
         return make()
     except ValueError as error:
-        raise ExportError(f"--flavour native: {error}", hint=STOCK) from error
+        shorter = "a smaller --max-context, or " if str(error).startswith("capacity") else ""
+        raise ExportError(f"--flavour native: {error}", hint=f"{shorter}{STOCK}") from error
 
 
 def _node(

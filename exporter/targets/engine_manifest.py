@@ -8,6 +8,8 @@ from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.targets.common import BuildJob, cache_layers
 from cpm_edge.exporter.targets.engine_graph import DATA, cached_bytes, capacity_of
 from cpm_edge.exporter.targets.engine_options import find_chip
+from cpm_edge.runtimes.cuda_runtime import size
+from cpm_edge.runtimes.tensorrt_memory import Need
 
 NAME = "tensorrt"
 VERSION = "10.3"  # JetPack 6's, to which the graph keeps
@@ -28,10 +30,10 @@ def longest_chunk(job: BuildJob) -> int:
 def stock_chunk(job: BuildJob) -> int:
     """Tokens of one step of a prompt: the largest power of two whose scores fit the budget."""
     spec = job.config.attention_spec(0)
-    size = _SCORE_BYTES if spec.is_dense else _SPARSE_SCORE_BYTES
+    each = _SCORE_BYTES if spec.is_dense else _SPARSE_SCORE_BYTES
     chunk = longest_chunk(job)
     while (
-        chunk > SHORTEST_CHUNK and size * spec.num_heads * chunk * (capacity_of(job) + chunk) > SCORES_BUDGET
+        chunk > SHORTEST_CHUNK and each * spec.num_heads * chunk * (capacity_of(job) + chunk) > SCORES_BUDGET
     ):
         chunk //= 2
     return chunk
@@ -40,8 +42,8 @@ def stock_chunk(job: BuildJob) -> int:
 def stock_workspace(job: BuildJob, chunk: int) -> int:
     """Bytes of temporaries of a whole chunk: scores, the widest activations, logits."""
     spec = job.config.attention_spec(0)
-    size = _SCORE_BYTES if spec.is_dense else _SPARSE_SCORE_BYTES
-    return size * spec.num_heads * chunk * (capacity_of(job) + chunk) + activation_bytes(job, chunk)
+    each = _SCORE_BYTES if spec.is_dense else _SPARSE_SCORE_BYTES
+    return each * spec.num_heads * chunk * (capacity_of(job) + chunk) + activation_bytes(job, chunk)
 
 
 def activation_bytes(job: BuildJob, chunk: int) -> int:
@@ -67,14 +69,11 @@ def memory_of(job: BuildJob, workspace: int, pooled_stride: int = 0) -> dict[str
     }
     if job.chip is not None:
         profile = find_chip(job.chip, job.target)
-        usable, wanted = profile.usable_bytes, sum(memory.values())
-        if usable is not None and wanted > usable:
-            parts = ", ".join(
-                f"{name.replace('_', ' ')} {size / 1e9:.2f} GB" for name, size in memory.items()
-            )
+        usable, need = profile.usable_bytes, Need.of({"memory": memory})
+        if usable is not None and need.total > usable:
             raise ExportError(
-                f"{profile.name}: expected at most {usable / 1e9:.2f} GB (what its system leaves of "
-                f"{(profile.memory_bytes or 0) / 1e9:.2f} GB), got {wanted / 1e9:.2f} GB: {parts}",
+                f"{profile.name}: expected at most {size(usable)} (what its system leaves of "
+                f"{size(profile.memory_bytes or 0)}), got {need}",
                 hint="a smaller --max-context, or --weight-format int4",
             )
     return memory

@@ -186,5 +186,5 @@ def test_what_an_engine_does_not_take(
 def test_a_chip_without_the_memory(bundles: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cpm_edge.exporter.targets.engine_manifest.cached_bytes", lambda *_: 7 << 30)
     asked = bundles.options("llama", **INT4, target="jetson", flavour="stock", activations=None, chip=CHIP)
-    with pytest.raises(ExportError, match=r"Orin Nano 8GB: expected at most 6\.70 GB .* kv cache 7\.52 GB"):
+    with pytest.raises(ExportError, match=r"Orin Nano 8GB: expected at most 6\.24 GiB .* 7\.00 GiB KV cache"):
         export(dataclasses.replace(asked, output=tmp_path / "out"), Progress(enabled=False))
