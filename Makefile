@@ -24,7 +24,7 @@ BUNDLE := .demo/smollm2-aipc
 KERNEL_TESTS := $(wildcard tests/plugins/test_native*.py tests/plugins/*/test_native*.py)
 runtime = $(shell $(CXX) -print-file-name=lib$(1).so)
 
-.PHONY: help demo test sanitize gpu-check lint format readme package clean distclean FORCE
+.PHONY: help demo test pytest sanitize gpu-check lint format readme package clean distclean FORCE
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*##\( .*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -33,7 +33,11 @@ demo: package $(GGUF)  ## export SmolLM2-135M-Instruct to INT4 for OpenVINO and 
 	$(BIN)/cpm-export --model $(GGUF) --target aipc --weight-format int4 -o $(BUNDLE) --overwrite
 	$(BIN)/cpm-run $(BUNDLE) --prompt "What is the capital of France?" --max-new-tokens 64 --stats
 
-test: lint $(GGUF)  ## lint, check types and run every test
+# Side by side, since the tests keep one core busy and mypy another.
+test: package .typings $(GGUF)  ## lint, check types and run every test
+	+$(MAKE) --no-print-directory -j2 lint pytest
+
+pytest: package $(GGUF)
 	PYTHONPATH=$(MODEL) $(BIN)/python -m pytest
 
 # Without the tests that fork: the sanitizers' allocators may hang in a child that is forked beside other threads.
