@@ -124,7 +124,7 @@ class BuildNative(build_ext):
 
     def _build_kernels(self, output: Path) -> None:
         objects: list[str] = []
-        for source in [SOURCES / "capi.cpp", *sorted((SOURCES / "kernels").glob("*.cpp"))]:
+        for source in [*sorted(SOURCES.glob("*.cpp")), *sorted((SOURCES / "kernels").glob("*.cpp"))]:
             isa = next((flags for ending, flags in ISA.items() if source.stem.endswith(ending)), None)
             if isa is not None and not X86:
                 continue

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 _NAMES = ("libcpm_kernels.so", "cpm_kernels.dll")
 _EXTENSIONS = ("libcpm_openvino.so", "cpm_openvino.dll")
 _NO_KERNELS = "the native kernels were not built: no C++ compiler was at hand when cpm-edge was installed"

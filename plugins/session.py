@@ -64,6 +64,14 @@ class NativeSession:
         with self._handle.in_use() as session:
             return Sparsity.from_buffer_copy(function(session).contents)
 
+    def in_use(self) -> contextlib.AbstractContextManager[ctypes.c_void_p]:
+        """Hold the session open for a native call: see ``Handle.in_use``.
+
+        Raises:
+            NativeError: as ``address``.
+        """
+        return self._handle.in_use()
+
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
         """A run of the graph: workers stay awake, and a close from another thread waits for the end.

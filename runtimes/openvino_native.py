@@ -1,7 +1,7 @@
 """Sessions on OpenVINO's native graph: our kernels, caches of fixed capacity that they write in place.
 
-Two compiled models share the mapped weights: one of any length for prefill, and one whose shapes are all
-static for decode, where OpenVINO's overhead a node is a quarter.
+Prefill runs the compiled graph. A decode step reads the same mapped weights as a program of the kernels (see
+``openvino_program``), since OpenVINO's overhead of each node would be a tenth of a small model's step.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from cpm_edge.plugins.sparse_attention.spec import SparseAttentionSpec
 from cpm_edge.runtimes.bundle import Bundle, Manifest, check_engine
 from cpm_edge.runtimes.cache_layout import RecurrentLayout, kv_layers, recurrent_info
 from cpm_edge.runtimes.errors import BackendError, BundleError, missing_dependency
+from cpm_edge.runtimes.openvino_front import RotaryTables
+from cpm_edge.runtimes.openvino_program import DecodeStep
 from cpm_edge.runtimes.session import Engine, FloatArray, Logits, Session, TokenArray
 from cpm_edge.runtimes.snapshots import States
 from cpm_edge.runtimes.sparsity import MlpSparsity
@@ -59,12 +61,14 @@ def open_engine(
         raise BackendError(str(error), hint=f"{REBUILD} Or export with --flavour stock.") from error
     try:
         model = core.read_model(bundle.file(MODEL))
-        decode = _static_decode(model.clone())
+        decode = DecodeStep(_static_decode(model.clone()))
         options = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY"}
-        compiled = [core.compile_model(graph, "CPU", options) for graph in (model, decode)]
+        prefill = core.compile_model(model, "CPU", options)
+        rotary = decode.rotary and core.compile_model(decode.rotary, "CPU", options)
     except RuntimeError as error:
         raise BackendError(f"OpenVINO cannot open {MODEL}: {error}") from error
-    return OpenVinoNativeEngine(compiled, bundle, threads or os.cpu_count() or 1, max_context)
+    threads = threads or os.cpu_count() or 1
+    return OpenVinoNativeEngine(prefill, rotary, decode, bundle, threads, max_context)
 
 
 def _static_decode(model: ov.Model) -> ov.Model:
@@ -106,12 +110,18 @@ def _attention_spec(manifest: Manifest) -> SparseAttentionSpec:
 
 
 class OpenVinoNativeEngine(Engine):
-    """The two compiled models; each session has its own requests, threads and caches."""
+    """The compiled models and the decode program; each session has its own requests, threads and caches."""
 
     def __init__(
-        self, compiled: list[ov.CompiledModel], bundle: Bundle, threads: int, max_context: int | None
+        self,
+        prefill: ov.CompiledModel,
+        rotary: ov.CompiledModel | None,
+        decode: DecodeStep,
+        bundle: Bundle,
+        threads: int,
+        max_context: int | None,
     ) -> None:
-        self.prefill, self.decode = compiled
+        self.prefill, self.rotary, self.decode = prefill, rotary, decode
         self.manifest = bundle.manifest
         self.threads = threads
         self.max_context = max_context or bundle.manifest.context.max_context
@@ -170,11 +180,10 @@ class OpenVinoNativeSession(Session):
         self._native = NativeSession(engine.threads, manifest.cache["layers"])
         self._address = np.array([self._native.address], np.uint64).view(np.uint8)
         self._prefill = engine.prefill.create_infer_request()
-        self._decode = engine.decode.create_infer_request()
-        # Bound once: handing inputs over costs more than a layer's nodes.
-        self._token, self._past = np.zeros((1, 1), np.int64), np.zeros(1, np.int64)
-        _bind(self._decode, {"input_ids": self._token, "past_length": self._past, "session": self._address})
+        self._values = engine.decode.values.array()
+        self._rotary = engine.rotary and RotaryTables(engine.rotary, engine.decode.rotary_places)
         self._caches = {layer: engine.empty_cache() for layer in kv_layers(manifest.cache)}
+        self._room = 0  # the capacity, at hand in every step
         self._states: list[FloatArray] = []
         if self._recurrent:
             for layer in self._recurrent.layers:
@@ -279,7 +288,7 @@ class OpenVinoNativeSession(Session):
         return states
 
     def _reserve(self, rows: int) -> None:
-        if rows <= self.capacity or not self._caches:
+        if rows <= self._room or not self._caches:
             return
         multiple = self._engine.manifest.cache["multiple_of"]
         wanted = -(-min(max(2 * self.capacity, rows), self.max_context) // multiple) * multiple
@@ -288,6 +297,7 @@ class OpenVinoNativeSession(Session):
                 grown = cache.resized(self._engine.spec, wanted)
                 self._native.set_cache(layer, grown)
                 self._caches[layer] = grown
+            self._room = wanted
         except MemoryError as error:
             smaller = "" if self._engine.spec.is_latent else ", or export with --kv-cache int8"
             raise BackendError(
@@ -297,29 +307,36 @@ class OpenVinoNativeSession(Session):
 
     def _step(self, tokens: TokenArray, logits: Logits) -> FloatArray:
         try:
+            self._reserve(self._cached + len(tokens))
+            if len(tokens) == 1:
+                return self._decode(int(tokens[0]))
             with self._native.step():
-                self._reserve(self._cached + len(tokens))
-                if len(tokens) == 1:
-                    request = self._decode
-                    self._token[0, 0], self._past[0] = tokens[0], self._cached
-                else:
-                    request = self._prefill
-                    first = 0 if logits == "all" else len(tokens) - 1
-                    inputs: dict[str, npt.NDArray[Any]] = {
-                        "input_ids": tokens[None],
-                        "past_length": np.array([self._cached], np.int64),
-                        "logits_from": np.array([first], np.int64),
-                        "session": self._address,
-                    }
-                    _bind(request, inputs)
-                request.infer()
-                rows: FloatArray = request.get_tensor("logits").data[0]
+                first = 0 if logits == "all" else len(tokens) - 1
+                inputs: dict[str, npt.NDArray[Any]] = {
+                    "input_ids": tokens[None],
+                    "past_length": np.array([self._cached], np.int64),
+                    "logits_from": np.array([first], np.int64),
+                    "session": self._address,
+                }
+                _bind(self._prefill, inputs)
+                self._prefill.infer()
+                rows: FloatArray = self._prefill.get_tensor("logits").data[0]
                 return rows if logits == "all" else rows.copy()
         except NativeError as error:
             self._check_open()  # closed by another thread
             raise BackendError(str(error), hint=_SPAWN) from error
         except RuntimeError as error:
             raise BackendError(f"OpenVINO failed at position {self._cached}: {error}") from error
+
+    def _decode(self, token: int) -> FloatArray:
+        decode = self._engine.decode
+        offset, floats = decode.place
+        self._values[offset : offset + floats] = decode.embedding.row(token)
+        if self._rotary is not None:
+            self._rotary.write(self._cached, self._values)
+        logits = np.empty((1, decode.vocab_size), np.float32)
+        decode.program.run(self._native, self._cached, self._values, logits)
+        return logits
 
     def _truncate(self, position: int) -> None:
         """Rows past the position are overwritten before they are read."""
@@ -343,6 +360,6 @@ class OpenVinoNativeSession(Session):
     def _close(self) -> None:
         # In this order: closing waits for a step in another thread, which uses all the others.
         self._native.close()
-        del self._prefill, self._decode
+        del self._prefill, self._rotary
         self._caches.clear()
         self._states.clear()

@@ -273,7 +273,9 @@ class Session(abc.ABC):
                 f"token_ids: expected 1-D integers, got shape {tokens.shape}, dtype {tokens.dtype}",
                 hint=_ENCODE,
             )
-        low, high = int(tokens.min()), int(tokens.max())
+        low = high = int(tokens[0])
+        if tokens.size > 1:  # a decode step has no time for what a single token does not need
+            low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self.vocab_size:
             raise PromptError(
                 f"token_ids: expected ids in [0, {self.vocab_size}), got {low if low < 0 else high}",

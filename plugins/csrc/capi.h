@@ -17,7 +17,7 @@ extern "C" {
 enum cpm_status { CPM_OK = 0, CPM_BAD_SHAPE = 1, CPM_BAD_ISA = 2, CPM_CACHE_FULL = 3 };
 
 /* Grows with every change of a signature, a struct or a packed layout. */
-#define CPM_ABI_VERSION 2
+#define CPM_ABI_VERSION 3
 CPM_API int32_t cpm_abi_version(void);
 CPM_API const char* cpm_error_text(int32_t status);
 
@@ -207,6 +207,54 @@ typedef struct {
  * rows do not fit. See kernels/sparse_attention.h. */
 CPM_API int32_t cpm_sparse_attention(cpm_pool* pool, int32_t isa, const cpm_attention_spec* spec,
                                      const cpm_cache* cache, const cpm_attention_rows* rows);
+
+/* One decode step of a model: its ops in order, run without a framework between them. Activations are offsets into
+ * the array of floats that cpm_program_run takes; an offset of -1 is an absent one. Structs are copied; weights, and
+ * what the structs point to, must outlive the program. Sessions may share a program but not the array. */
+typedef struct cpm_program cpm_program;
+
+/* The row that an op normalizes first: scale * rms_norm(x) * weight, of `size` columns. */
+typedef struct {
+    int64_t x, size;
+    const float* weight;
+    float epsilon, scale;
+} cpm_norm;
+
+CPM_API cpm_program* cpm_program_create(void);
+CPM_API void cpm_program_destroy(cpm_program* program);
+
+/* y = n . w^T */
+CPM_API void cpm_program_norm_linear(cpm_program* program, const cpm_norm* norm, const cpm_nbits_shape* shape,
+                                     const uint8_t* panels, int64_t y);
+/* y = residual + scale * (x . w^T) */
+CPM_API void cpm_program_linear_add(cpm_program* program, int64_t x, int64_t residual, float scale,
+                                    const cpm_nbits_shape* shape, const uint8_t* panels, int64_t y);
+/* y = silu(n . gate^T) * (n . up^T) */
+CPM_API void cpm_program_norm_gated(cpm_program* program, const cpm_norm* norm, const cpm_nbits_shape* shape,
+                                    const uint8_t* gate, const uint8_t* up, int64_t y);
+/* y = x + scale * what the experts make of n */
+CPM_API void cpm_program_norm_experts(cpm_program* program, const cpm_norm* norm, const cpm_experts* experts,
+                                      float scale, int64_t y);
+/* y = residual + scale * the MLP of n */
+CPM_API void cpm_program_norm_sparse_mlp(cpm_program* program, const cpm_norm* norm,
+                                         const cpm_sparse_mlp_weights* weights, int64_t residual, float scale,
+                                         int64_t y);
+/* y (n) = x at these columns. */
+CPM_API void cpm_program_gather(cpm_program* program, int64_t x, const int32_t* columns, int64_t n, int64_t y);
+/* Attention of qkv, a query, a key and a value behind each other, and a gate of the output behind them if `gated`. */
+CPM_API void cpm_program_attention(cpm_program* program, int32_t layer, const cpm_attention_spec* spec, int32_t gated,
+                                   int64_t qkv, int64_t cosine, int64_t sine, int64_t output);
+/* Of `constants`, the fields that are activations or count rows are not read. */
+CPM_API void cpm_program_recurrent(cpm_program* program, int32_t layer, const cpm_recurrent_rows* constants,
+                                   int64_t mixed, int64_t cosine, int64_t sine, int64_t output);
+CPM_API void cpm_program_latent(cpm_program* program, int32_t layer, const cpm_latent_spec* spec,
+                                const cpm_latent_rows* constants, int64_t query, int64_t latent, int64_t cosine,
+                                int64_t sine, int64_t output);
+
+/* Runs the ops for the token at past_length as one step of the session, on its caches and states. A product whose y
+ * is -2 goes to `result`. */
+CPM_API int32_t cpm_program_run(const cpm_program* program, cpm_session* session, int64_t past_length, float* values,
+                                float* result);
 
 /* The machine's limits, see kernels/probe.h: read `bytes` once; run multiply-adds on every thread (sink: a float
  * for each) and return how many there were. */

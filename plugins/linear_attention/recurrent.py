@@ -19,7 +19,7 @@ from cpm_edge.plugins.native import Isa, NativeError, ThreadPool, best_isa, chec
 Floats = npt.NDArray[np.float32]
 
 
-class _Rows(ctypes.Structure):
+class CRecurrentRows(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("rows", "heads", "size")),
         *((name, ctypes.c_void_p) for name in ("mixed", "query_norm", "key_norm", "output_norm")),
@@ -77,7 +77,7 @@ def recurrent_attention(
         if array.shape != shape:
             raise NativeError(f"{name}: expected {shape}, got {array.shape}")
     decay = np.asarray(spec.decay, np.float32)
-    call = _Rows(
+    call = CRecurrentRows(
         rows=rows,
         heads=heads,
         size=size,

@@ -28,6 +28,20 @@ def c_shape(shape: NBitsShape) -> CShape:
     return CShape(shape.rows, shape.cols, shape.bits, shape.group, int(shape.symmetric))
 
 
+def panel_bytes(shape: NBitsShape) -> int:
+    """Bytes of the packed panels.
+
+    Raises:
+        NativeError: the kernels do not take such a matrix.
+    """
+    function = library().cpm_nbits_bytes
+    function.restype = ctypes.c_int64
+    size = int(function(ctypes.byref(c_shape(shape))))
+    if size < 0:
+        raise NativeError(f"the kernels do not take {shape}")
+    return size
+
+
 def pack(
     shape: NBitsShape, codes: Bytes, scales: npt.NDArray[np.float16], zeros: Bytes | None, flip: int = 0
 ) -> Bytes:
@@ -39,14 +53,9 @@ def pack(
         zeros: (rows, groups), None when symmetric.
         flip: xor-ed onto every code, to take two's complement (8 for int4, 128 for int8).
     """
-    described = c_shape(shape)
-    library().cpm_nbits_bytes.restype = ctypes.c_int64
-    size = library().cpm_nbits_bytes(ctypes.byref(described))
-    if size < 0:
-        raise NativeError(f"the kernels do not take {shape}")
-    panels = np.empty(size, np.uint8)
+    panels = np.empty(panel_bytes(shape), np.uint8)
     status = library().cpm_nbits_pack(
-        ctypes.byref(described),
+        ctypes.byref(c_shape(shape)),
         pointer(codes, np.uint8),
         pointer(scales.view(np.uint16), np.uint16),
         pointer(zeros, np.uint8),

@@ -16,7 +16,7 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 
-class _Experts(ctypes.Structure):
+class CExperts(ctypes.Structure):
     _fields_ = (
         ("count", ctypes.c_int64),
         ("top_k", ctypes.c_int64),
@@ -55,7 +55,7 @@ def mixture_of_experts(
         NativeError: shapes that do not fit each other, or no such instruction set here.
     """
     output = np.empty_like(x) if out is None else out
-    experts = _Experts(
+    experts = CExperts(
         spec.num_experts,
         spec.top_k,
         *(c_shape(shape) for shape in shapes),

@@ -20,7 +20,7 @@ Indices = npt.NDArray[np.int32]
 _POINTERS = ("query", "key", "value")
 
 
-class _Spec(ctypes.Structure):
+class CAttentionSpec(ctypes.Structure):
     _fields_ = (
         ("num_heads", ctypes.c_int32),
         ("kv_num_heads", ctypes.c_int32),
@@ -37,7 +37,7 @@ class _Spec(ctypes.Structure):
     )
 
 
-class _Rows(ctypes.Structure):
+class CAttentionRows(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in _POINTERS),
         *((f"{name}_stride", ctypes.c_int64) for name in _POINTERS),
@@ -80,10 +80,10 @@ class AttentionCall:
         self._kept = (query, key, value, cache, rotation, selected)
         self._pool = pool
         self._isa = ctypes.c_int32(best_isa() if isa is None else isa)
-        self._spec = _Spec(head_size=query.shape[2] // spec.num_heads, **spec.attributes())
+        self._spec = CAttentionSpec(head_size=query.shape[2] // spec.num_heads, **spec.attributes())
         self._sequences = []
         for b, past in enumerate(past_length.tolist()):
-            rows = _Rows(
+            rows = CAttentionRows(
                 past_length=past,
                 rows=query.shape[1],
                 output=pointer(self.output[b], np.float32),

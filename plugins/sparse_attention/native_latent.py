@@ -71,7 +71,7 @@ class UpProjection:
         return np.concatenate([scales, np.ascontiguousarray(self.codes).view(np.uint8).reshape(-1)])
 
 
-class _Spec(ctypes.Structure):
+class CLatentSpec(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("num_heads", "rank", "nope_size", "rope_size", "value_size")),
         ("groups", ctypes.c_int32),
@@ -80,7 +80,7 @@ class _Spec(ctypes.Structure):
     )
 
 
-class _Rows(ctypes.Structure):
+class CLatentRows(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("query", "latent")),
         *((name, ctypes.c_int64) for name in ("query_stride", "latent_stride")),
@@ -133,11 +133,13 @@ def latent_attention(
     for name, (array, shape) in expected.items():
         if array.shape != shape:
             raise NativeError(f"{name}: expected {shape}, got {array.shape}")
-    spec = _Spec(
+    spec = CLatentSpec(
         sizes.num_heads, sizes.rank, sizes.nope_size, sizes.rope_size, sizes.value_size, up.scales.shape[1],
         sizes.scale, sizes.epsilon,
     )  # fmt: skip
-    step = _Rows(query_stride=query.shape[1], latent_stride=sizes.width, past_length=past_length, rows=rows)
+    step = CLatentRows(
+        query_stride=query.shape[1], latent_stride=sizes.width, past_length=past_length, rows=rows
+    )
     for name, array in (
         ("query", query), ("latent", latent), ("norm", norm), ("cosine", rotation[0]), ("sine", rotation[1]),
         ("scales", up.scales), ("output", output),

@@ -27,7 +27,7 @@ class Sparsity(ctypes.Structure):
     )
 
 
-class _Weights(ctypes.Structure):
+class CSparseMlpWeights(ctypes.Structure):
     _fields_ = (
         ("gate", CShape),
         ("up", CShape),
@@ -71,7 +71,7 @@ def sparse_mlp(
         NativeError: shapes that do not fit each other, or no such instruction set here.
     """
     output = np.empty_like(x) if out is None else out
-    weights = _Weights(
+    weights = CSparseMlpWeights(
         *(c_shape(shape) for shape in (mlp.gate_shape, mlp.up_shape, mlp.down_shape)),
         *(pointer(part, np.uint8) for part in (mlp.gate, mlp.up, mlp.down)),
         mlp.threshold,
