@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,6 @@ def empty_cache(config: LlamaConfig, layer: int, capacity: int, batch: int = 1) 
     return tuple(torch.zeros(batch, *(capacity if d == CAPACITY else int(d) for d in s)) for s in shapes)
 
 
-@torch.no_grad()
 def run_streamed(
     model_class: type[Any], config: LlamaConfig, rope: RopeTable, read: Read, token_ids: Sequence[int]
 ) -> EagerRun:
@@ -69,22 +68,40 @@ def run_streamed(
     Args:
         read: the float32 tensor of a checkpoint name.
     """
+    return next(run_all_streamed(model_class, config, rope, read, [token_ids]))
+
+
+@torch.no_grad()
+def run_all_streamed(
+    model_class: type[Any],
+    config: LlamaConfig,
+    rope: RopeTable,
+    read: Read,
+    sequences: Sequence[Sequence[int]],
+) -> Iterator[EagerRun]:
+    """``run_streamed`` of several sequences, for which every weight is read once.
+
+    The logits of one sequence are in memory at a time.
+    """
     model = build_model(model_class, config, rope)
-    ids = torch.tensor([list(token_ids)])
     past = torch.zeros(1, dtype=torch.int64)
     tied = config.tie_word_embeddings
 
     load_weights(model.model.embed_tokens, "model.embed_tokens.", read, tied)
     load_weights(model.rotary, "rotary.", read, tied)
-    hidden, cos, sin = model.embed(ids, past)
+    embedded = [model.embed(torch.tensor([list(ids)]), past) for ids in sequences]
+    hidden = [rows for rows, _, _ in embedded]
     model.model.embed_tokens.to_empty(device="meta")
-    keys = []
+    keys: list[list[npt.NDArray[np.float32]]] = [[] for _ in sequences]
     for index, layer in enumerate(model.model.layers):
         load_weights(layer, f"model.layers.{index}.", read, tied)
-        hidden, present = layer(hidden, (cos, sin), past, empty_cache(config, index, len(token_ids)))
-        keys.append(present[0][0].numpy())
+        for number, (rows, cos, sin) in enumerate(embedded):
+            cache = empty_cache(config, index, rows.shape[1])
+            hidden[number], present = layer(hidden[number], (cos, sin), past, cache)
+            keys[number].append(present[0][0].numpy())
         layer.to_empty(device="meta")
     load_weights(model.model.norm, "model.norm.", read, tied)
     load_weights(model.lm_head, "lm_head.", read, tied)
-    logits: Tensor = model.head(hidden)
-    return EagerRun(logits[0].numpy(), keys)
+    for rows, its_keys in zip(hidden, keys, strict=True):
+        logits: Tensor = model.head(rows)
+        yield EagerRun(logits[0].numpy(), its_keys)

@@ -3,12 +3,13 @@
 The reference is the checkpoint itself: our modules on its own weights in float32, one layer in memory at a
 time. Windows of the text are scored from an empty context, as ``cpm-bench perplexity`` does; KL divergence
 and agreement are over every row of every window. Greedy text: the bundle continues the start of each window,
-and one pass of the reference over prompt and continuation tells where it would first have gone elsewhere.
+and one pass of the reference over prompt and continuation tells where it would first have gone elsewhere. The
+checkpoint is read twice, whatever the number of windows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from cpm_edge.benchmarks.perplexity import negative_log_likelihood, read_text
 from cpm_edge.benchmarks.report import Report
 from cpm_edge.exporter.checkpoint import open_checkpoint
 from cpm_edge.exporter.configs import MiniCPMConfig
-from cpm_edge.exporter.eager import run_streamed
+from cpm_edge.exporter.eager import run_all_streamed
 from cpm_edge.exporter.progress import Progress
 from cpm_edge.exporter.registry import find_architecture
 from cpm_edge.exporter.verify import compare
@@ -33,7 +34,7 @@ from cpm_edge.runtimes.model import Model
 from cpm_edge.runtimes.session import Session
 
 FloatArray = npt.NDArray[np.float32]
-Reference = Callable[[Sequence[int]], FloatArray]
+Reference = Callable[[Sequence[Sequence[int]]], Iterator[FloatArray]]
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,9 @@ def run(bundle: Path, reference: str, text: Path, settings: Settings) -> Report:
 
 
 def reference_of(manifest: Manifest, reference: str) -> Reference:
-    """Logits (T, vocab) of the checkpoint's own weights, with the bundle's attention and RoPE."""
+    """Logits (T, vocab) of sequences from the checkpoint's own weights, with the bundle's attention and RoPE."""
 
-    def logits(token_ids: Sequence[int]) -> FloatArray:
+    def logits(sequences: Sequence[Sequence[int]]) -> Iterator[FloatArray]:
         with open_checkpoint(reference) as checkpoint:
             architecture = find_architecture(checkpoint.config)
             config = architecture.config.from_dict(checkpoint.config)
@@ -103,7 +104,8 @@ def reference_of(manifest: Manifest, reference: str) -> Reference:
             def read(name: str) -> FloatArray:
                 return frequencies[name] if name in frequencies else checkpoint.read(name)
 
-            return run_streamed(architecture.model_class(), config, rope, read, token_ids).logits
+            for run in run_all_streamed(architecture.model_class(), config, rope, read, sequences):
+                yield run.logits
 
     return logits
 
@@ -113,17 +115,15 @@ def score(
 ) -> dict[str, Any]:
     """Perplexities, divergence and agreement over windows, and greedy text."""
     ours = theirs = kl = top1 = 0.0
-    divergences: list[int | None] = []
     with model.session() as session:
-        for window in windows:
-            expected = reference(window.tolist())
+        for window, expected in zip(windows, reference([w.tolist() for w in windows]), strict=True):
             session.reset()
             got = session.forward(window, logits="all")
             ours += negative_log_likelihood(got[:-1], window[1:])
             theirs += negative_log_likelihood(expected[:-1], window[1:])
             found = compare(expected, got)
             kl, top1 = kl + found["kl"], top1 + found["top1"]
-            divergences.append(_divergence(session, reference, window, settings))
+        divergences = _divergences(session, reference, windows, settings)
     count = sum(len(window) - 1 for window in windows)
     return {
         "perplexity": float(np.exp(ours / count)),
@@ -135,18 +135,26 @@ def score(
     }
 
 
-def _divergence(
-    session: Session, reference: Reference, window: npt.NDArray[np.int64], settings: Settings
-) -> int | None:
-    """The first token of the bundle's greedy continuation that the reference would not have chosen."""
-    prompt = window[: settings.prompt].tolist()
+def _divergences(
+    session: Session, reference: Reference, windows: Sequence[npt.NDArray[np.int64]], settings: Settings
+) -> list[int | None]:
+    """Of each window, the first token of the bundle's greedy text that the reference would not have chosen."""
+    prompts = [window[: settings.prompt].tolist() for window in windows]
+    texts = [_continued(session, prompt, settings.new_tokens) for prompt in prompts]
+    sequences = [prompt + text[:-1] for prompt, text in zip(prompts, texts, strict=True)]
+    places: list[int | None] = []
+    for text, logits in zip(texts, reference(sequences), strict=True):
+        differing = np.nonzero(logits[-len(text) :].argmax(1) != np.array(text))[0]
+        places.append(int(differing[0]) if len(differing) else None)
+    return places
+
+
+def _continued(session: Session, prompt: list[int], new_tokens: int) -> list[int]:
     session.reset()
     tokens = [int(session.forward(prompt).argmax())]
-    while len(tokens) < settings.new_tokens:
+    while len(tokens) < new_tokens:
         tokens.append(int(session.forward(tokens[-1:]).argmax()))
-    chosen = reference(prompt + tokens[:-1])[len(prompt) - 1 :].argmax(1)
-    differing = np.nonzero(chosen != np.array(tokens))[0]
-    return int(differing[0]) if len(differing) else None
+    return tokens
 
 
 def summary(divergences: Sequence[int | None], new_tokens: int) -> str:

@@ -51,6 +51,24 @@ def test_a_layer_at_a_time_is_the_whole_model(variant: str) -> None:
     assert len(read) == len(weights) + config.tie_word_embeddings  # a tied matrix is read twice
 
 
+def test_sequences_of_any_length_share_one_reading() -> None:
+    _, config, weights = whole_model("sparse")
+    table = config.rope.table(config.max_context)
+    read: list[str] = []
+
+    def reader(name: str) -> Any:
+        read.append(name)
+        return weights[name]
+
+    sequences = [IDS.tolist(), IDS[:7].tolist(), IDS[50:90].tolist()]
+    runs = list(eager.run_all_streamed(minicpm.Model, config, table, reader, sequences))
+    assert len(read) == len(weights) + config.tie_word_embeddings
+    for ids, run in zip(sequences, runs, strict=True):
+        alone = eager.run_streamed(minicpm.Model, config, table, weights.__getitem__, ids)
+        np.testing.assert_array_equal(run.logits, alone.logits)
+        np.testing.assert_array_equal(run.keys[-1], alone.keys[-1])
+
+
 @pytest.mark.parametrize("variant", ["longrope", "sparse"])
 def test_chunks_and_steps_are_the_whole_prompt(variant: str) -> None:
     model, config, _ = whole_model(variant)

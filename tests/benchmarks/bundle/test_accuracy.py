@@ -53,7 +53,7 @@ def test_a_reference_of_another_model_is_refused(bundles: Bundles) -> None:
     manifest = bundles.result("llama", "ort").manifest
     reference = reference_of(manifest, str(bundles.checkpoint("minicpm3")))
     with pytest.raises(BenchError, match="--reference: expected vocabulary"):
-        reference([1, 2, 3])
+        next(reference([[1, 2, 3]]))
 
 
 def test_where_texts_part_in_words() -> None:
