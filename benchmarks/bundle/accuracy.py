@@ -83,7 +83,7 @@ def run(bundle: Path, reference: str, text: Path, settings: Settings) -> Report:
 
 
 def reference_of(manifest: Manifest, reference: str) -> Reference:
-    """Logits (T, vocab) of sequences from the checkpoint's own weights, with the bundle's attention and RoPE."""
+    """Logits (T, vocab) from the checkpoint's own weights, with the bundle's attention and RoPE."""
 
     def logits(sequences: Sequence[Sequence[int]]) -> Iterator[FloatArray]:
         with open_checkpoint(reference) as checkpoint:
@@ -138,7 +138,7 @@ def score(
 def _divergences(
     session: Session, reference: Reference, windows: Sequence[npt.NDArray[np.int64]], settings: Settings
 ) -> list[int | None]:
-    """Of each window, the first token of the bundle's greedy text that the reference would not have chosen."""
+    """Of each window, the bundle's first greedy token that the reference would not have chosen."""
     prompts = [window[: settings.prompt].tolist() for window in windows]
     texts = [_continued(session, prompt, settings.new_tokens) for prompt in prompts]
     sequences = [prompt + text[:-1] for prompt, text in zip(prompts, texts, strict=True)]
