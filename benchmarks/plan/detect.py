@@ -1,4 +1,5 @@
-"""Which chip this machine has: Jetson by its device tree, GPUs by nvidia-smi, else by the processor."""
+"""Which chip this machine has: Jetson by its device tree, GPUs by nvidia-smi, else by the processor's name,
+which OpenVINO tells where the system does not."""
 
 from __future__ import annotations
 
@@ -96,7 +97,17 @@ def processor_name(root: Path = Path("/")) -> str:
     for line in _bytes(root / "proc/cpuinfo").decode("utf-8", "replace").splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
-    return platform.processor()
+    return platform.processor() or _openvino_processor()
+
+
+def _openvino_processor() -> str:
+    """OpenVINO's name of the CPU, which it asks the CPU itself; empty without OpenVINO."""
+    try:
+        import openvino
+
+        return str(openvino.Core().get_property("CPU", "FULL_DEVICE_NAME")).strip()
+    except (ImportError, RuntimeError):
+        return ""
 
 
 def _windows_processor() -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cpm_edge.benchmarks.plan.detect import Signs, detect, match, memory, read_signs
+from cpm_edge.benchmarks.plan.detect import Signs, detect, match, memory, processor_name, read_signs
 from cpm_edge.benchmarks.plan.this_machine import cache_file, this_machine
 
 MEMINFO = "MemTotal:        7800000 kB\nMemFree: 1 kB\nMemAvailable:    5850000 kB\n"
@@ -44,6 +44,22 @@ def test_a_jetson_is_known_by_its_device_tree(tmp_path: Path, boards: str, chip:
     assert found.id == chip
     assert found.memory is not None and found.memory.value == 7_800_000 * 1024
     assert found.reserved.value == 0.25
+
+
+def test_where_the_system_does_not_name_the_processor_openvino_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openvino = pytest.importorskip("openvino")
+
+    class Core:
+        def get_property(self, device: str, name: str) -> str:
+            assert (device, name) == ("CPU", "FULL_DEVICE_NAME")
+            return "Intel(R) Core(TM) Ultra 7 258V "
+
+    monkeypatch.setattr("platform.processor", lambda: "")
+    monkeypatch.setattr(openvino, "Core", Core)
+    root = system(tmp_path, {"proc/cpuinfo": b"flags: none\n"})
+    assert processor_name(root) == "Intel(R) Core(TM) Ultra 7 258V"
 
 
 @pytest.mark.parametrize(
