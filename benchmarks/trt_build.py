@@ -16,8 +16,8 @@ from cpm_edge.benchmarks.shape import Shape
 from cpm_edge.exporter.progress import Progress
 from cpm_edge.runtimes.bundle import open_bundle
 from cpm_edge.runtimes.stats import peak_rss
-from cpm_edge.runtimes.tensorrt_api import load_api
-from cpm_edge.runtimes.tensorrt_build import BuildSpec, build_engine
+from cpm_edge.runtimes.tensorrt.api import load_api
+from cpm_edge.runtimes.tensorrt.build import BuildSpec, build_engine
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ __all__ = ["build", "load", "open_engine"]
 MOST_THREADS = 1024
 
 # Each module has open_engine(bundle, *, device, threads, max_context) -> Engine.
-_TENSORRT = "cpm_edge.runtimes.tensorrt"
+_TENSORRT = "cpm_edge.runtimes.tensorrt.engine"
 _ENGINES = {
     "ort": "cpm_edge.runtimes.ort",
     "aipc": "cpm_edge.runtimes.openvino",
@@ -104,7 +104,7 @@ def build(path: str | os.PathLike[str], *, check: bool = False) -> BuildReport:
 
     Raises:
         BundleError: the bundle is damaged, or its target has nothing to build.
-        BackendError: the engine or the GPU is missing, or the build fails; see tensorrt.open_engine.
+        BackendError: the engine or the GPU is missing, or the build fails; see tensorrt.engine.
     """
     from cpm_edge.runtimes.bundle import open_bundle
 
@@ -114,9 +114,9 @@ def build(path: str | os.PathLike[str], *, check: bool = False) -> BuildReport:
             f"target {bundle.manifest.target}: there is no engine to build",
             hint="Run it without --build-only; bundles of --target jetson and rtx have one.",
         )
-    from cpm_edge.runtimes import tensorrt
+    from cpm_edge.runtimes.tensorrt import engine
 
-    cached, new = tensorrt.build(bundle)
+    cached, new = engine.build(bundle)
     return BuildReport(cached.path, cached.nbytes, cached.seconds, cached.placement.value, new)
 
 

@@ -9,7 +9,7 @@ from cpm_edge.exporter.targets.common import BuildJob, cache_layers
 from cpm_edge.exporter.targets.engine_graph import DATA, cached_bytes, capacity_of
 from cpm_edge.exporter.targets.engine_options import find_chip
 from cpm_edge.runtimes.cuda_runtime import size
-from cpm_edge.runtimes.tensorrt_memory import Need
+from cpm_edge.runtimes.tensorrt.memory import Need
 
 NAME = "tensorrt"
 VERSION = "10.3"  # JetPack 6's, to which the graph keeps

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cpm_edge.runtimes import tensorrt_api, tensorrt_device
 from cpm_edge.runtimes.bundle import Bundle, ContextLimits, open_bundle
+from cpm_edge.runtimes.tensorrt import api, device
 from tests.runtimes.fakes import make_bundle
 from tests.runtimes.tensorrt.fake_cuda import FakeCuda
 from tests.runtimes.tensorrt.fake_tensorrt import FakeTensorRt
@@ -48,8 +48,8 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Board:
     made = Board(cuda, FakeTensorRt(cuda), root)
     made.has_memory(6 << 30)
     put_in_place(monkeypatch, cuda, tensorrt=made.tensorrt)
-    monkeypatch.setattr(tensorrt_device, "_ROOT", root)
-    monkeypatch.setattr(tensorrt_device.detect_device, "__defaults__", (root,))
+    monkeypatch.setattr(device, "_ROOT", root)
+    monkeypatch.setattr(device.detect_device, "__defaults__", (root,))
     return made
 
 
@@ -59,7 +59,7 @@ def put_in_place(monkeypatch: pytest.MonkeyPatch, cuda: Any, **modules: Any) -> 
     bindings.runtime = cuda  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
-    monkeypatch.setattr(tensorrt_api, "_apis", {})
+    monkeypatch.setattr(api, "_apis", {})
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
 

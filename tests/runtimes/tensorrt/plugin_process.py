@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from cpm_edge.runtimes.errors import BackendError
-from cpm_edge.runtimes.tensorrt_api import Api, PluginLibrary, load_api
+from cpm_edge.runtimes.tensorrt.api import Api, PluginLibrary, load_api
 
 NAMES = ["CpmLinearAttention", "CpmMatMulNBits", "CpmSparseAttention"]
 

@@ -13,18 +13,18 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-from cpm_edge.runtimes import tensorrt_build
 from cpm_edge.runtimes.errors import CpmEdgeError
-from cpm_edge.runtimes.tensorrt_api import load_api
-from cpm_edge.runtimes.tensorrt_build import BuildSpec, build_engine
-from cpm_edge.runtimes.tensorrt_memory import Placement
+from cpm_edge.runtimes.tensorrt import build as builds
+from cpm_edge.runtimes.tensorrt.api import load_api
+from cpm_edge.runtimes.tensorrt.build import BuildSpec, build_engine
+from cpm_edge.runtimes.tensorrt.memory import Placement
 from tests.runtimes.tensorrt.tiny_model import CHUNK, VOCAB, TinyModel
 
 SMS = (86, 89)
 
 
 def main(root: Path) -> None:
-    tensorrt_build._LEAST_INPUT = 1024
+    builds._LEAST_INPUT = 1024
     tiny = saved(root / "tiny", TinyModel(recurrent=True).onnx())
     large = saved(root / "large", TinyModel(recurrent=True, hidden=4096).onnx())
     ids = saved(root / "ids", TinyModel(host_embedding=False).onnx())

@@ -9,9 +9,9 @@ import sys
 
 from cpm_edge.runtimes.bundle import open_bundle
 from cpm_edge.runtimes.errors import CpmEdgeError
-from cpm_edge.runtimes.tensorrt_api import load_api
-from cpm_edge.runtimes.tensorrt_build import BuildSpec, build_engine
-from cpm_edge.runtimes.tensorrt_memory import Need
+from cpm_edge.runtimes.tensorrt.api import load_api
+from cpm_edge.runtimes.tensorrt.build import BuildSpec, build_engine
+from cpm_edge.runtimes.tensorrt.memory import Need
 
 
 def main(paths: list[str]) -> None:

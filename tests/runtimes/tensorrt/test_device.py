@@ -10,8 +10,8 @@ import pytest
 
 from cpm_edge.runtimes.cuda_runtime import Cuda, load_cuda
 from cpm_edge.runtimes.errors import BackendError
-from cpm_edge.runtimes.tensorrt_api import load_api
-from cpm_edge.runtimes.tensorrt_device import available_memory, detect_device
+from cpm_edge.runtimes.tensorrt.api import load_api
+from cpm_edge.runtimes.tensorrt.device import available_memory, detect_device
 from tests.runtimes.engine_checks import without_module
 from tests.runtimes.tensorrt.conftest import Board, put_in_place
 from tests.runtimes.tensorrt.fake_cuda import FakeCuda

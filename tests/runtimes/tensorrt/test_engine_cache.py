@@ -10,11 +10,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cpm_edge.runtimes import build, open_engine, tensorrt_build, tensorrt_memory
+from cpm_edge.runtimes import build, open_engine
 from cpm_edge.runtimes.bundle import Bundle
 from cpm_edge.runtimes.errors import BackendError, BundleError
-from cpm_edge.runtimes.tensorrt import TensorRtEngine
-from cpm_edge.runtimes.tensorrt_cache import CachedEngine, EngineCache, identity_of
+from cpm_edge.runtimes.tensorrt.build import input_weights
+from cpm_edge.runtimes.tensorrt.cache import CachedEngine, EngineCache, identity_of
+from cpm_edge.runtimes.tensorrt.engine import TensorRtEngine
+from cpm_edge.runtimes.tensorrt.memory import BUILD_FACTOR
 from tests.runtimes.tensorrt.conftest import Board, MakeBundle
 from tests.runtimes.tensorrt.fake_tensorrt import (
     BuilderFlag,
@@ -139,8 +141,8 @@ def test_an_engine_in_the_bundle_is_used_where_it_fits(board: Board, tiny_bundle
 def test_weights_become_inputs_when_the_build_does_not_fit(
     form: str, board: Board, tiny_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensorrt_build, "_LEAST_INPUT", 1024)
-    monkeypatch.setattr(tensorrt_memory, "BUILD_FACTOR", 1e6)
+    monkeypatch.setattr("cpm_edge.runtimes.tensorrt.build._LEAST_INPUT", 1024)
+    monkeypatch.setattr("cpm_edge.runtimes.tensorrt.memory.BUILD_FACTOR", 1e6)
     tiny = TinyModel(form)
     outside = sum(2 * tiny.weights[name].size for name in ("positions", "q", "k", "v", "o", "head"))
     memory = {"weights": outside, "kv_cache": 1, "workspace": 1}
@@ -219,7 +221,7 @@ def test_ctrl_c_stops_the_builder_and_not_the_process(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    from cpm_edge.runtimes.tensorrt_progress import BuildProgress
+    from cpm_edge.runtimes.tensorrt.progress import BuildProgress
 
     monkeypatch.setattr(BuildProgress, "advance", interrupted)
     board.tensorrt.interrupt_build = True
@@ -298,7 +300,7 @@ def test_missing_creators_and_foreign_libraries_are_refused(board: Board, tiny_b
 def test_input_weights_are_those_all_of_whose_uses_allow_it(tmp_path: Path) -> None:
     tiny = TinyModel(hidden=2048, capacity=512)
     tiny.save(tmp_path)
-    chosen = tensorrt_build.input_weights((tmp_path / "model.onnx").read_bytes())
+    chosen = input_weights((tmp_path / "model.onnx").read_bytes())
     assert [weight.name for weight in chosen] == ["positions"]  # 512 x 2048; all others are below 1 MiB
     data = np.fromfile(
         tmp_path / "model.onnx.data", np.float16, chosen[0].nbytes // 2, offset=chosen[0].offset
@@ -308,11 +310,11 @@ def test_input_weights_are_those_all_of_whose_uses_allow_it(tmp_path: Path) -> N
 
 def test_the_build_factor_decides(board: Board) -> None:
     from cpm_edge.runtimes.cuda_runtime import load_cuda
-    from cpm_edge.runtimes.tensorrt_device import detect_device
-    from cpm_edge.runtimes.tensorrt_memory import Need, Placement, choose_placement
+    from cpm_edge.runtimes.tensorrt.device import detect_device
+    from cpm_edge.runtimes.tensorrt.memory import Need, Placement, choose_placement
 
     need = Need(1 << 30, 0, 0)
-    build_bytes = int(tensorrt_memory.BUILD_FACTOR * need.weights)
+    build_bytes = int(BUILD_FACTOR * need.weights)
     for available, placement in (
         (build_bytes + 4096, Placement.ENGINE),
         (build_bytes - 4096, Placement.INPUTS),

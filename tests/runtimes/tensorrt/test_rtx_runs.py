@@ -8,7 +8,7 @@ import pytest
 
 from cpm_edge.runtimes import open_engine
 from cpm_edge.runtimes.errors import BackendError
-from cpm_edge.runtimes.tensorrt import TensorRtEngine
+from cpm_edge.runtimes.tensorrt.engine import TensorRtEngine
 from tests.runtimes.tensorrt.conftest import Board, MakeBundle, put_in_place
 from tests.runtimes.tensorrt.fake_cuda import FakeCuda
 from tests.runtimes.tensorrt.fake_tensorrt import ComputeCapability, FakeTensorRtRtx

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cpm_edge.runtimes import load, open_engine, tensorrt_build
+from cpm_edge.runtimes import load, open_engine
 from cpm_edge.runtimes.bundle import Bundle
 from cpm_edge.runtimes.errors import BackendError, ContextError
 from cpm_edge.runtimes.session import FloatArray
-from cpm_edge.runtimes.tensorrt import TensorRtEngine
-from cpm_edge.runtimes.tensorrt_build import DECODE, PREFILL
+from cpm_edge.runtimes.tensorrt.build import DECODE, PREFILL
+from cpm_edge.runtimes.tensorrt.engine import TensorRtEngine
 from tests.runtimes.tensorrt.conftest import Board, MakeBundle
 from tests.runtimes.tensorrt.tiny_model import CHUNK, VOCAB, TinyModel
 
@@ -109,7 +109,7 @@ def test_a_fork_goes_its_own_way(options: dict[str, Any], board: Board, tiny_bun
 def test_all_logits_come_in_steps_of_what_the_profile_allows(
     board: Board, tiny_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensorrt_build, "_LOGIT_BYTES", 3 * 4 * VOCAB)
+    monkeypatch.setattr("cpm_edge.runtimes.tensorrt.build._LOGIT_BYTES", 3 * 4 * VOCAB)
     tiny = TinyModel(recurrent=True)
     with opened(tiny_bundle(tiny), board) as engine, engine.session() as session:
         assert engine.io.logit_rows == 3

@@ -16,20 +16,20 @@ from cpm_edge.runtimes.cuda_runtime import Cuda, Stream, load_cuda
 from cpm_edge.runtimes.embedding import HostEmbedding
 from cpm_edge.runtimes.errors import BackendError
 from cpm_edge.runtimes.session import Engine
-from cpm_edge.runtimes.tensorrt_api import Api, PluginLibrary, load_api
-from cpm_edge.runtimes.tensorrt_build import BuildSpec, build_engine, input_weights
-from cpm_edge.runtimes.tensorrt_cache import (
+from cpm_edge.runtimes.tensorrt.api import Api, PluginLibrary, load_api
+from cpm_edge.runtimes.tensorrt.build import BuildSpec, build_engine, input_weights
+from cpm_edge.runtimes.tensorrt.cache import (
     CachedEngine,
     EngineCache,
     EngineIdentity,
     check_identity,
     identity_of,
 )
-from cpm_edge.runtimes.tensorrt_caches import DeviceCaches
-from cpm_edge.runtimes.tensorrt_contexts import Contexts
-from cpm_edge.runtimes.tensorrt_device import Device, detect_device
-from cpm_edge.runtimes.tensorrt_io import EngineIo
-from cpm_edge.runtimes.tensorrt_memory import (
+from cpm_edge.runtimes.tensorrt.caches import DeviceCaches
+from cpm_edge.runtimes.tensorrt.contexts import Contexts
+from cpm_edge.runtimes.tensorrt.device import Device, detect_device
+from cpm_edge.runtimes.tensorrt.io import EngineIo
+from cpm_edge.runtimes.tensorrt.memory import (
     Need,
     Placement,
     check_run,
@@ -37,9 +37,9 @@ from cpm_edge.runtimes.tensorrt_memory import (
     choose_placement,
     workspace_limit,
 )
-from cpm_edge.runtimes.tensorrt_session import TensorRtSession
-from cpm_edge.runtimes.tensorrt_step import Stepper
-from cpm_edge.runtimes.tensorrt_weights import DeviceWeights
+from cpm_edge.runtimes.tensorrt.session import TensorRtSession
+from cpm_edge.runtimes.tensorrt.step import Stepper
+from cpm_edge.runtimes.tensorrt.weights import DeviceWeights
 
 if TYPE_CHECKING:
     import tensorrt as trt

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpm_edge.runtimes.cuda_runtime import Cuda, CudaGraph, DeviceMemory, Stream
-from cpm_edge.runtimes.tensorrt_io import CachePort, EngineIo, Kind
+from cpm_edge.runtimes.tensorrt.io import CachePort, EngineIo, Kind
 
 
 class DeviceCaches:

@@ -17,11 +17,11 @@ from cpm_edge.runtimes.cuda_runtime import Cuda, DeviceMemory, PinnedArray, Stre
 from cpm_edge.runtimes.embedding import HostEmbedding
 from cpm_edge.runtimes.errors import BackendError
 from cpm_edge.runtimes.session import FloatArray, TokenArray
-from cpm_edge.runtimes.tensorrt_api import Api
-from cpm_edge.runtimes.tensorrt_build import DECODE, PREFILL, ROWS_INPUT
-from cpm_edge.runtimes.tensorrt_caches import DeviceCaches
-from cpm_edge.runtimes.tensorrt_contexts import Contexts
-from cpm_edge.runtimes.tensorrt_io import LOGITS, PAST_LENGTH, EngineIo, Kind
+from cpm_edge.runtimes.tensorrt.api import Api
+from cpm_edge.runtimes.tensorrt.build import DECODE, PREFILL, ROWS_INPUT
+from cpm_edge.runtimes.tensorrt.caches import DeviceCaches
+from cpm_edge.runtimes.tensorrt.contexts import Contexts
+from cpm_edge.runtimes.tensorrt.io import LOGITS, PAST_LENGTH, EngineIo, Kind
 
 if TYPE_CHECKING:
     import tensorrt as trt

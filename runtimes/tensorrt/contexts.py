@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from cpm_edge.runtimes.cuda_runtime import Cuda, Stream
 from cpm_edge.runtimes.errors import BackendError
-from cpm_edge.runtimes.tensorrt_api import Api
-from cpm_edge.runtimes.tensorrt_build import DECODE, PREFILL
+from cpm_edge.runtimes.tensorrt.api import Api
+from cpm_edge.runtimes.tensorrt.build import DECODE, PREFILL
 
 if TYPE_CHECKING:
     import tensorrt as trt

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from cpm_edge.runtimes.errors import BackendError, BundleError
 from cpm_edge.runtimes.onnx_wire import ExternalTensor, external_tensors, uses, with_inputs
-from cpm_edge.runtimes.tensorrt_api import Api
-from cpm_edge.runtimes.tensorrt_memory import Placement
-from cpm_edge.runtimes.tensorrt_progress import BuildProgress
+from cpm_edge.runtimes.tensorrt.api import Api
+from cpm_edge.runtimes.tensorrt.memory import Placement
+from cpm_edge.runtimes.tensorrt.progress import BuildProgress
 
 if TYPE_CHECKING:
     import tensorrt as trt

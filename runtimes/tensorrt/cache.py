@@ -21,7 +21,7 @@ from cpm_edge.runtimes.bundle import Bundle, cache_folder, hash_file
 from cpm_edge.runtimes.errors import BackendError
 from cpm_edge.runtimes.manifest import checksum
 from cpm_edge.runtimes.onnx_wire import ExternalTensor
-from cpm_edge.runtimes.tensorrt_memory import Placement
+from cpm_edge.runtimes.tensorrt.memory import Placement
 
 PLAN = "engine.plan"
 FACTS = "engine.json"

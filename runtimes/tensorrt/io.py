@@ -11,8 +11,8 @@ import numpy as np
 
 from cpm_edge.runtimes.cache_layout import STATE
 from cpm_edge.runtimes.errors import BundleError
-from cpm_edge.runtimes.tensorrt_api import Api
-from cpm_edge.runtimes.tensorrt_build import DECODE, PREFILL, ROWS_INPUT, TOKEN_INPUTS, dimensions
+from cpm_edge.runtimes.tensorrt.api import Api
+from cpm_edge.runtimes.tensorrt.build import DECODE, PREFILL, ROWS_INPUT, TOKEN_INPUTS, dimensions
 
 if TYPE_CHECKING:
     import tensorrt as trt

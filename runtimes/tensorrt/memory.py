@@ -8,7 +8,7 @@ from typing import Any
 
 from cpm_edge.runtimes.cuda_runtime import size
 from cpm_edge.runtimes.errors import BackendError
-from cpm_edge.runtimes.tensorrt_device import Device
+from cpm_edge.runtimes.tensorrt.device import Device
 
 # Peak host memory of a build over the bytes of the weights: TensorRT-RTX 1.7.1, 24 layers of a 0.5B shape,
 # 1.5 GB for 348 MB of int4, 3.4 GB for 873 MB of fp16.

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from cpm_edge.runtimes.cache_layout import STATE
 from cpm_edge.runtimes.session import FloatArray, Logits, Session, TokenArray
 from cpm_edge.runtimes.snapshots import States
-from cpm_edge.runtimes.tensorrt_caches import DeviceCaches
-from cpm_edge.runtimes.tensorrt_io import CachePort
+from cpm_edge.runtimes.tensorrt.caches import DeviceCaches
+from cpm_edge.runtimes.tensorrt.io import CachePort
 
 if TYPE_CHECKING:
-    from cpm_edge.runtimes.tensorrt import TensorRtEngine
+    from cpm_edge.runtimes.tensorrt.engine import TensorRtEngine
 
 
 class TensorRtSession(Session):
