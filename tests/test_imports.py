@@ -75,7 +75,8 @@ def test_the_plan_is_a_leaf() -> None:
     allowed = {"numpy", "cpm_edge.benchmarks"} | sys.stdlib_module_names
     for path in (ROOT / "benchmarks/plan").rglob("*.py"):
         found = imports(path)
-        assert offending(path, [each for each in found if each.top not in allowed]) == []
+        asked = {"openvino"} if path.name == "detect.py" else set()  # for the processor's name
+        assert offending(path, [each for each in found if each.top not in allowed | asked]) == []
         own = [each for each in found if each.top == "cpm_edge.benchmarks"]
         assert all(each.module.startswith("cpm_edge.benchmarks.plan") for each in own)
 
