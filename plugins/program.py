@@ -38,21 +38,28 @@ class Values:
 
     def take(self, floats: int) -> int:
         """The offset of so many floats."""
-        size = -(-floats // _LINE) * _LINE
-        if self._free.get(size):
-            return self._free[size].pop()
-        self.size += size
-        return self.size - size
+        free = self._free.get(_whole_lines(floats))
+        return free.pop() if free else self.fresh(floats)
+
+    def fresh(self, floats: int) -> int:
+        """An offset that no value had before: for what is written before the first op runs."""
+        offset = self.size
+        self.size += _whole_lines(floats)
+        return offset
 
     def give_back(self, offset: int, floats: int) -> None:
         """Let a later value of this size have the place."""
-        self._free.setdefault(-(-floats // _LINE) * _LINE, []).append(offset)
+        self._free.setdefault(_whole_lines(floats), []).append(offset)
 
     def array(self) -> Floats:
         """Zeros for all of them, at the beginning of a cache line."""
         memory = np.zeros(self.size + _LINE, np.float32)
         first = -(memory.ctypes.data // 4) % _LINE
         return memory[first : first + self.size]
+
+
+def _whole_lines(floats: int) -> int:
+    return -(-floats // _LINE) * _LINE
 
 
 @dataclass(frozen=True)

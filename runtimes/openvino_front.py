@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import openvino as ov
 
 POSITIONS = 64  # that one run of the rotary graph computes
+_STORED = ("f32", "f16", "bf16", "i8")  # types of an embedding's constants
 
 
 class Embedding:
@@ -42,13 +43,14 @@ class Embedding:
             node = sides[0] if sides[1] is constant else sides[1]
         if node.get_type_name() != "Gather":
             raise _unknown(node)
-        self._tables = _tables(node.input_value(0).get_node())
+        tables = _tables(node.input_value(0).get_node())
+        self._tables = sorted(tables, key=lambda table: -table.shape[-1])  # scales behind what they scale
 
     def row(self, token: int) -> FloatArray:
         """The embedding of a token."""
-        row: FloatArray = self._tables[0][token].astype(np.float32)
+        row = _floats(self._tables[0][token])
         for table in self._tables[1:]:
-            row *= table[token]
+            row *= _floats(table[token])
         row *= self.factor
         return row
 
@@ -56,13 +58,23 @@ class Embedding:
 def _tables(node: ov.Node) -> list[npt.NDArray[Any]]:
     """The constants whose product is the table: codes and the scales of their rows, or floats alone."""
     kind = node.get_type_name()
-    if kind == "Constant":
-        return [node.data]
+    if kind == "Constant" and node.get_element_type().to_string() in _STORED:
+        # numpy has no bfloat16, and OpenVINO hands its bits over as another type.
+        is_bfloat = node.get_element_type().to_string() == "bf16"
+        return [node.data.view(np.uint16) if is_bfloat else node.data]
     if kind == "Convert":
         return _tables(node.input_value(0).get_node())
     if kind == "Multiply":
         return [table for index in (0, 1) for table in _tables(node.input_value(index).get_node())]
     raise _unknown(node)
+
+
+def _floats(row: npt.NDArray[Any]) -> FloatArray:
+    """A row in float32, a new array; uint16 are the bits of bfloat16."""
+    if row.dtype == np.uint16:
+        return (row.astype(np.uint32) << 16).view(np.float32)
+    widened: FloatArray = row.astype(np.float32)
+    return widened
 
 
 def _unknown(node: ov.Node) -> BundleError:

@@ -307,10 +307,10 @@ class OpenVinoNativeSession(Session):
 
     def _step(self, tokens: TokenArray, logits: Logits) -> FloatArray:
         try:
-            self._reserve(self._cached + len(tokens))
             if len(tokens) == 1:
                 return self._decode(int(tokens[0]))
             with self._native.step():
+                self._reserve(self._cached + len(tokens))
                 first = 0 if logits == "all" else len(tokens) - 1
                 inputs: dict[str, npt.NDArray[Any]] = {
                     "input_ids": tokens[None],
@@ -330,12 +330,14 @@ class OpenVinoNativeSession(Session):
 
     def _decode(self, token: int) -> FloatArray:
         decode = self._engine.decode
-        offset, floats = decode.place
-        self._values[offset : offset + floats] = decode.embedding.row(token)
-        if self._rotary is not None:
-            self._rotary.write(self._cached, self._values)
         logits = np.empty((1, decode.vocab_size), np.float32)
-        decode.program.run(self._native, self._cached, self._values, logits)
+        with self._native.in_use():  # a close from another thread waits, from the caches to the logits
+            self._reserve(self._cached + 1)
+            offset, floats = decode.place
+            self._values[offset : offset + floats] = decode.embedding.row(token)
+            if self._rotary is not None:
+                self._rotary.write(self._cached, self._values)
+            decode.program.run(self._native, self._cached, self._values, logits)
         return logits
 
     def _truncate(self, position: int) -> None:

@@ -59,6 +59,9 @@ class DecodeStep:
         self._weights = model  # whose constants the program reads in place
         nodes = _program_nodes(model)
         head = _source(model.get_results()[0], 0).get_node()
+        if head.get_name() not in {node.get_name() for node in nodes}:
+            kind, name = head.get_type_name(), head.get_friendly_name()
+            raise BundleError(f"logits: expected a native op, got {kind} {name}", hint=_REEXPORT)
         last_use = self._last_uses(nodes)
         for index, node in enumerate(nodes):
             width = _width(node.output(0))
@@ -90,7 +93,7 @@ class DecodeStep:
         name = source.get_node().get_name()
         if name not in self._at:
             width = _width(source)
-            self._at[name] = (self.values.take(width), width)
+            self._at[name] = (self.values.fresh(width), width)  # no earlier op may write there
             if reads_token(source):
                 self.embedding, self.place = Embedding(source), self._at[name]
             else:
@@ -98,8 +101,16 @@ class DecodeStep:
                 self.rotary_places.append(self._at[name])
         return self._at[name]
 
-    def _offset(self, node: ov.Node, index: int) -> int:
-        return self._value(node, index)[0]
+    def _offset(self, node: ov.Node, index: int, floats: int) -> int:
+        """Of an input that the op expects to have so many floats."""
+        offset, width = self._value(node, index)
+        if width != floats:
+            raise _unfit(node, index, f"{floats} floats", f"{width}")
+        return offset
+
+    def _rotation(self, node: ov.Node, first: int, size: int) -> tuple[int, int]:
+        """Cosines and sines for heads of ``size``."""
+        return self._offset(node, first, size // 2), self._offset(node, first + 1, size // 2)
 
     def _y(self, node: ov.Node) -> int:
         return self._at[node.get_name()][0]
@@ -115,8 +126,9 @@ class DecodeStep:
 
     def _linear_add(self, node: ov.Node, attributes: dict[str, Any]) -> None:
         shape = _shape(node, attributes)
-        x, residual, scale = self._offset(node, 0), self._offset(node, 1), attributes["scale"]
-        self.program.linear_add(x, residual, scale, shape, _panels(node, 2, shape), self._y(node))
+        x, residual = self._offset(node, 0, shape.cols), self._offset(node, 1, shape.rows)
+        panels = _panels(node, 2, shape)
+        self.program.linear_add(x, residual, attributes["scale"], shape, panels, self._y(node))
 
     def _norm_gated(self, node: ov.Node, attributes: dict[str, Any]) -> None:
         shape = _shape(node, attributes)
@@ -151,13 +163,16 @@ class DecodeStep:
             attributes["threshold"],
         )
         norm = self._norm(node, {"epsilon": attributes["epsilon"]})
-        residual, scale = self._offset(node, 2), attributes["scale"]
+        residual, scale = self._offset(node, 2, down.rows), attributes["scale"]
         self.program.norm_sparse_mlp(norm, weights, residual, scale, self._y(node), keep=parts)
 
     def _gather(self, node: ov.Node, attributes: dict[str, Any]) -> None:
         width = _width(node.output(0))
         columns = _constant(node, 1, np.int32, width)
-        self.program.gather(self._offset(node, 0), columns, self._y(node))
+        offset, found = self._value(node, 0)
+        if columns.min() < 0 or columns.max() >= found:
+            raise _unfit(node, 1, f"columns in [0, {found})", f"{columns.min()} to {columns.max()}")
+        self.program.gather(offset, columns, self._y(node))
 
     def _attention(self, node: ov.Node, attributes: dict[str, Any]) -> None:
         layer, gated = attributes.pop("layer"), bool(attributes.pop("gated"))
@@ -165,7 +180,7 @@ class DecodeStep:
         heads = attributes["num_heads"] * (1 + gated) + 2 * attributes["kv_num_heads"]
         spec = CAttentionSpec(head_size=width // heads, **attributes)
         rotated = node.get_input_size() == 5
-        rotation = (self._offset(node, 1), self._offset(node, 2)) if rotated else (ABSENT, ABSENT)
+        rotation = self._rotation(node, 1, spec.head_size) if rotated else (ABSENT, ABSENT)
         self.program.attention(layer, spec, qkv, rotation, self._y(node), gated=gated)
 
     def _recurrent(self, node: ov.Node, attributes: dict[str, Any]) -> None:
@@ -176,20 +191,11 @@ class DecodeStep:
             _constant(node, index, np.float32, floats)
             for index, floats in ((1, size), (2, size), (3, heads * size), (6, heads))
         ]
-        rows = CRecurrentRows(
-            heads=heads,
-            size=size,
-            scale=attributes["scale"],
-            epsilon=attributes["epsilon"],
-            **dict(
-                zip(
-                    ("query_norm", "key_norm", "output_norm", "decay"),
-                    (pointer(array, np.float32) for array in constants),
-                    strict=True,
-                )
-            ),
-        )
-        rotation = (self._offset(node, 4), self._offset(node, 5))
+        names = ("query_norm", "key_norm", "output_norm", "decay")
+        addresses = {name: pointer(array, np.float32) for name, array in zip(names, constants, strict=True)}
+        scalars = {name: attributes[name] for name in ("scale", "epsilon")}
+        rows = CRecurrentRows(heads=heads, size=size, **scalars, **addresses)
+        rotation = self._rotation(node, 4, size)
         self.program.recurrent(attributes["layer"], rows, mixed, rotation, self._y(node), keep=constants)
 
     def _latent(self, node: ov.Node, attributes: dict[str, Any]) -> None:
@@ -202,8 +208,9 @@ class DecodeStep:
         rows = CLatentRows(
             norm=pointer(norm, np.float32), scales=address, codes=address + 4 * up_rows * spec.groups
         )
-        places = (self._offset(node, 0), self._offset(node, 1))
-        rotation = (self._offset(node, 3), self._offset(node, 4))
+        query = self._offset(node, 0, spec.num_heads * (spec.nope_size + spec.rope_size))
+        places = (query, self._offset(node, 1, spec.rank + spec.rope_size))
+        rotation = self._rotation(node, 3, spec.rope_size)
         self.program.latent(layer, spec, rows, places, rotation, self._y(node), keep=(norm, up))
 
 
@@ -262,12 +269,15 @@ def _constant(node: ov.Node, index: int, dtype: npt.DTypeLike, size: int) -> npt
     found = _data(node.input_value(index).get_node())
     if found is None or found.dtype != np.dtype(dtype) or found.size != size:
         got = "no constant" if found is None else f"{found.size} of {found.dtype}"
-        raise BundleError(
-            f"{node.get_friendly_name()}, input {index}: expected {size} of {np.dtype(dtype)}, got {got}",
-            hint=_REEXPORT,
-        )
+        raise _unfit(node, index, f"{size} of {np.dtype(dtype)}", got)
     flat: npt.NDArray[Any] = found.reshape(-1)
     return flat
+
+
+def _unfit(node: ov.Node, index: int, expected: str, got: str) -> BundleError:
+    return BundleError(
+        f"{node.get_friendly_name()}, input {index}: expected {expected}, got {got}", hint=_REEXPORT
+    )
 
 
 def _data(source: ov.Node) -> npt.NDArray[Any] | None:

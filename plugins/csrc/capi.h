@@ -1,5 +1,6 @@
 /* C API of the CPU kernels: used by the tests through ctypes, and by the engine extensions.
- * Functions that can fail return 0 or an error code; cpm_error_text names it. Pointers are never kept. */
+ * Functions that can fail return 0 or an error code; cpm_error_text names it. Only sessions and programs keep
+ * pointers. */
 #pragma once
 
 #include <stdint.h>
@@ -251,8 +252,8 @@ CPM_API void cpm_program_latent(cpm_program* program, int32_t layer, const cpm_l
                                 const cpm_latent_rows* constants, int64_t query, int64_t latent, int64_t cosine,
                                 int64_t sine, int64_t output);
 
-/* Runs the ops for the token at past_length as one step of the session, on its caches and states. A product whose y
- * is -2 goes to `result`. */
+/* Runs the ops for the token at past_length as one step of the session, on its caches and states. What an
+ * op puts at offset -2 goes to `result`. */
 CPM_API int32_t cpm_program_run(const cpm_program* program, cpm_session* session, int64_t past_length, float* values,
                                 float* result);
 

@@ -88,7 +88,9 @@ void cpm_program_norm_sparse_mlp(cpm_program* program, const cpm_norm* norm, con
 
 void cpm_program_gather(cpm_program* program, int64_t x, const int32_t* columns, int64_t n, int64_t y) {
     program->ops.push_back([=](const Frame& f) {
-        for (std::int64_t i = 0; i < n; ++i) f.values[y + i] = f.values[x + columns[i]];
+        const float* from = f.at(x);
+        float* to = f.out(y);
+        for (std::int64_t i = 0; i < n; ++i) to[i] = from[columns[i]];
         return static_cast<std::int32_t>(CPM_OK);
     });
 }
@@ -97,7 +99,7 @@ void cpm_program_attention(cpm_program* program, int32_t layer, const cpm_attent
                            int64_t qkv, int64_t cosine, int64_t sine, int64_t output) {
     program->ops.push_back([=, spec = *spec](const Frame& f) {
         const cpm_cache* cache = cpm_session_cache(f.session, layer);
-        if (!cache) return static_cast<std::int32_t>(CPM_BAD_SHAPE);
+        if (!cache || !cache->key) return static_cast<std::int32_t>(CPM_BAD_SHAPE);
         const std::int64_t query = std::int64_t(spec.num_heads) * spec.head_size;
         const std::int64_t key = std::int64_t(spec.kv_num_heads) * spec.head_size;
         cpm_attention_rows rows{};
@@ -136,7 +138,7 @@ void cpm_program_latent(cpm_program* program, int32_t layer, const cpm_latent_sp
                         int64_t output) {
     program->ops.push_back([=, spec = *spec, constants = *constants](const Frame& f) {
         const cpm_cache* cache = cpm_session_cache(f.session, layer);
-        if (!cache) return static_cast<std::int32_t>(CPM_BAD_SHAPE);
+        if (!cache || !cache->key) return static_cast<std::int32_t>(CPM_BAD_SHAPE);
         cpm_latent_rows rows = constants;
         rows.query = f.at(query);
         rows.latent = f.at(latent);

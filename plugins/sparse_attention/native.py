@@ -37,7 +37,7 @@ class CAttentionSpec(ctypes.Structure):
     )
 
 
-class CAttentionRows(ctypes.Structure):
+class _Rows(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in _POINTERS),
         *((f"{name}_stride", ctypes.c_int64) for name in _POINTERS),
@@ -83,7 +83,7 @@ class AttentionCall:
         self._spec = CAttentionSpec(head_size=query.shape[2] // spec.num_heads, **spec.attributes())
         self._sequences = []
         for b, past in enumerate(past_length.tolist()):
-            rows = CAttentionRows(
+            rows = _Rows(
                 past_length=past,
                 rows=query.shape[1],
                 output=pointer(self.output[b], np.float32),

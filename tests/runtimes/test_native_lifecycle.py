@@ -15,6 +15,7 @@ import pytest
 
 from cpm_edge.runtimes import open_engine
 from cpm_edge.runtimes.errors import BackendError
+from cpm_edge.runtimes.openvino_front import RotaryTables
 from cpm_edge.runtimes.session import Engine, FloatArray, Session
 from tests.support.bundles import NATIVE, Bundles
 from tests.support.checkpoints import prompt
@@ -191,6 +192,24 @@ def test_closing_waits_for_the_step_of_another_thread(bundles: Bundles) -> None:
             session.close()
 
         in_threads(work, close)
+
+
+def test_closing_waits_for_all_of_a_decode_step(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for what comes before the kernels, which reads what a close removes; they then refuse to run."""
+    session, write = with_threads(bundles, 2).session(), RotaryTables.write
+    closing = threading.Thread(target=session.close)
+
+    def while_closing(tables: RotaryTables, position: int, values: FloatArray) -> None:
+        closing.start()
+        closing.join(0.05)
+        assert closing.is_alive()
+        write(tables, position, values)
+
+    monkeypatch.setattr(RotaryTables, "write", while_closing)
+    with pytest.raises(BackendError, match="this session is closed"):
+        session.forward([1])
+    closing.join(PATIENCE)
+    assert not closing.is_alive()
 
 
 PROGRAM = """
