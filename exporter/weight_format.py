@@ -80,6 +80,8 @@ def _choose(
 def own_format(checkpoint: Checkpoint) -> Scheme | None:
     """The scheme of the integers that most linear layers are stored in; None when most have none.
 
+    In GPTQ and AWQ checkpoints those in floats do not count, however many: they were left out as sensitive.
+
     Raises:
         CheckpointError: the integers are damaged.
     """
@@ -90,6 +92,8 @@ def own_format(checkpoint: Checkpoint) -> Scheme | None:
             kept = checkpoint.packed.get(name)
             elements[kept] += math.prod(info.shape)
             first.setdefault(kept, name)
+    if checkpoint.kind != "gguf":
+        elements.pop(None, None)
     if not elements:
         return None
     ((usual, _),) = elements.most_common(1)

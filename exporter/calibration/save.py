@@ -38,13 +38,15 @@ class Layout(NamedTuple):
         method: "gptq" or "awq".
         group_size: of most matrices.
         other_groups: group sizes of the others, by module; GPTQ only.
-        floats: modules that are not quantized.
+        integers: modules that are quantized.
+        floats: modules that are not.
         symmetric: zero point 8 everywhere.
     """
 
     method: str
     group_size: int
     other_groups: dict[str, int]
+    integers: list[str]
     floats: list[str]
     symmetric: bool
 
@@ -94,13 +96,23 @@ def _layout(calibrated: Calibrated) -> Layout:
             f"--save-checkpoint: AWQ has one group size for all, and {module} has {size} instead of {usual}",
             hint=f"choose --group-size {min(sizes)}, or --method gptq+awq, whose layout can tell them apart",
         )
-    modules = [name.removesuffix(".weight") for name in store.tensors if name.endswith("_proj.weight")]
-    floats = [module for module in modules if module not in groups]
-    return Layout(method, usual, others, floats, symmetric)
+    matrices = [
+        name.removesuffix(".weight")
+        for name, info in store.tensors.items()
+        if ".layers." in name and name.endswith(".weight") and len(info.shape) == 2
+    ]
+    floats = [module for module in matrices if module not in groups]
+    return Layout(method, usual, others, list(groups), floats, symmetric)
 
 
 def _quantization(layout: Layout, record: dict[str, Any]) -> dict[str, Any]:
-    """``quantization_config`` of config.json."""
+    """``quantization_config`` of config.json.
+
+    Which modules stay floats is said once for each reader: gptqmodel looks at ``dynamic`` alone, transformers
+    and vLLM at ``modules_in_block_to_quantize`` for GPTQ and ``modules_to_not_convert`` for AWQ. A reader
+    that misses it makes integers of memory that no file fills.
+    """
+    dynamic: dict[str, Any] = {f"-:^{_pattern(module)}$": {} for module in layout.floats}
     if layout.method == AWQ:
         return {
             "quant_method": "awq",
@@ -109,8 +121,8 @@ def _quantization(layout: Layout, record: dict[str, Any]) -> dict[str, Any]:
             "version": "gemm",
             "zero_point": True,
             "modules_to_not_convert": layout.floats or None,
+            **({"dynamic": dynamic} if dynamic else {}),
         }
-    dynamic: dict[str, Any] = {f"-:^{_pattern(module)}$": {} for module in layout.floats}
     dynamic |= {f"+:^{_pattern(m)}$": {"group_size": size} for m, size in layout.other_groups.items()}
     return {
         "quant_method": "gptq",
@@ -123,6 +135,7 @@ def _quantization(layout: Layout, record: dict[str, Any]) -> dict[str, Any]:
         "damp_percent": record["damping"],
         "true_sequential": False,
         "lm_head": False,
+        **({"modules_in_block_to_quantize": [layout.integers]} if layout.floats else {}),
         **({"dynamic": dynamic} if dynamic else {}),
     }
 
@@ -185,7 +198,7 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def _write_weights(tensors: Iterator[tuple[str, Raw]], folder: Path) -> None:
-    """Shards of about SHARD_BYTES with their index."""
+    """Shards of about SHARD_BYTES with their index, beside a config.json."""
     index: dict[str, str] = {}
     shard: dict[str, Raw] = {}
     number = size = total = 0
@@ -195,6 +208,7 @@ def _write_weights(tensors: Iterator[tuple[str, Raw]], folder: Path) -> None:
         number, size = number + 1, 0
         file = f"model-{number:05}.safetensors"
         save_file({name: _torch(part) for name, part in shard.items()}, folder / file, {"format": "pt"})
+        shutil.copymode(folder / "config.json", folder / file)  # save_file lets nobody else read it
         index.update(dict.fromkeys(shard, file))
         shard.clear()
 

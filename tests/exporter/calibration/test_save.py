@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from cpm_edge.exporter.checkpoint import open_checkpoint
 from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.export import prepare
 from cpm_edge.exporter.progress import Progress
+from cpm_edge.exporter.weights import ModelWeights
+from cpm_edge.quant import WeightFormat
 from cpm_edge.runtimes.errors import BundleError
 from tests.exporter.calibration.conftest import Bench
 
@@ -22,6 +25,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"method": "gptq", "group_size": 64}),  # and 32 where 64 does not divide the columns
     ("llama", {"method": "gptq", "symmetric": False}),
     ("llama", {"method": "gptq", "ratio": 0.6}),
+    ("llama", {"method": "gptq", "ratio": 0.3}),  # most weights are floats
     ("llama", {"method": "awq"}),
     ("moe", {"method": "gptq+awq"}),
     ("minicpm3", {"method": "gptq+awq"}),
@@ -57,6 +61,64 @@ def test_every_tensor_comes_back(bench: Bench, tmp_path: Path, variant: str, cha
         # And an export takes it without another word.
         options = bench.options(variant, method="rtn", weight_format="auto", group_size=None)
         assert prepare(options, saved).taken is not None
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_an_export_keeps_mixed_precision(bench: Bench, tmp_path: Path, method: str) -> None:
+    outcome = bench.outcome("llama", method=method, ratio=0.3)
+    with open_checkpoint(str(save(bench, tmp_path / "saved", "llama", method=method, ratio=0.3))) as saved:
+        first, again = (
+            prepare(bench.options("llama", method="rtn", weight_format="auto", group_size=None), checkpoint)
+            for checkpoint in (outcome.result.checkpoint, saved)
+        )
+        shapes = {name: tuple(i.shape) for name, i in saved.tensors.items() if ".layers." in name}
+        one, other = (ModelWeights(p.checkpoint, shapes, {}, p.policy, p.taken) for p in (first, again))
+        assert {one.scheme(name).format for name in outcome.result.record["int8"]} == {WeightFormat.INT8}
+        for name in shapes:
+            assert other.scheme(name) == one.scheme(name)
+            np.testing.assert_array_equal(other.dequantized(name), one.dequantized(name), name)
+
+
+def modules_of(folder: Path) -> tuple[set[str], set[str]]:
+    """The modules of the layers that are integers, and those that are floats, by their tensors."""
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    integers = {name.removesuffix(".qweight") for name in index if name.endswith(".qweight")}
+    floats = {
+        name.removesuffix(".weight") for name in index if name.endswith((".gate.weight", "_proj.weight"))
+    }
+    return integers, floats
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes"),
+    [
+        ("llama", {"method": "gptq", "ratio": 0.6}),
+        ("llama", {"method": "awq", "ratio": 0.3}),
+        ("moe", {"method": "gptq+awq"}),  # whose routers are floats
+        ("minicpm3", {"method": "gptq+awq"}),  # kv_b_proj is one
+    ],
+)
+def test_every_reader_learns_which_modules_are_floats(
+    bench: Bench, tmp_path: Path, variant: str, changes: dict[str, Any]
+) -> None:
+    folder = save(bench, tmp_path / "saved", variant, **changes)
+    integers, floats = modules_of(folder)
+    quantization = json.loads((folder / "config.json").read_text())["quantization_config"]
+    # gptqmodel
+    left_out = [key.removeprefix("-:") for key in quantization["dynamic"] if key.startswith("-:")]
+    assert floats
+    assert {m for m in integers | floats if any(re.match(key, m) for key in left_out)} == floats
+    if changes["method"] == "awq":  # transformers, AutoAWQ and vLLM: parts of names
+        left_out = quantization["modules_to_not_convert"]
+        assert {m for m in integers | floats if any(part in m for part in left_out)} == floats
+    else:  # optimum and vLLM: ends of names
+        (taken,) = quantization["modules_in_block_to_quantize"]
+        assert {m for m in integers | floats if m.endswith(tuple(taken))} == integers
+
+
+def test_the_weights_are_as_readable_as_the_config(bench: Bench, tmp_path: Path) -> None:
+    folder = save(bench, tmp_path / "saved", "llama", method="gptq")
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
 
 
 def test_what_config_json_says(bench: Bench, tmp_path: Path) -> None:
