@@ -74,7 +74,7 @@ def measure_here(path: Path, settings: Settings) -> dict[str, Any]:
     load = time.perf_counter() - start
     loaded = resident_bytes()
     vocabulary = bundle.manifest.vocab_size
-    repeat_once(engine, WARM_UP, settings.new_tokens, vocabulary)
+    repeat_once(engine, min(WARM_UP, max(settings.contexts)), settings.new_tokens, vocabulary)
     rows: list[list[dict[str, Any]]] = [[] for _ in settings.contexts]
     with watched() as conditions:
         for _ in range(settings.repeat):

@@ -26,6 +26,7 @@ from cpm_edge.plugins.probe import read_bandwidth
 from cpm_edge.runtimes.bundle import Bundle, open_bundle
 
 SLOW = 0.7  # of a profile's bandwidth
+DRIFT = 0.1  # of the bandwidth, from before to after a measurement, of which a report speaks
 _CACHE = {"float32": "fp32", "float16": "fp16", "int8": "int8", "uint8": "int8"}
 
 
@@ -43,14 +44,16 @@ def run(path: Path, settings: Settings, chip: str, accuracy: Path | None) -> tup
     found = _chip(chip)
     exact = _accuracy(accuracy, bundle)
     with Progress().stage(f"Measuring {path.name}"):
+        bandwidths = [_read_bandwidth(settings)]
         results = measure(path, settings)
+        bandwidths.append(_read_bandwidth(settings))
     notes = results.pop("notes")
     results["bundle"] = _bundle(bundle, path)
-    results["roofline"] = _roofline(found, settings)
+    results["roofline"] = _roofline(found, bandwidths)
     results["chip"] = {"id": found.id, "name": found.name}
     results["accuracy"] = exact
     notes += add_model(results, bundle, found, settings)
-    notes += _slow_memory(results["roofline"], found, settings)
+    notes += _drift(bandwidths) + _slow_memory(results["roofline"], found, settings)
     report = Report("run", {**vars(settings), "bundle": str(path), "chip": found.id}, results, notes=notes)
     record = check_record(json.loads(json.dumps(report.to_json())), path.name)
     report.tables.append(table(record))
@@ -123,18 +126,36 @@ def _bundle(bundle: Bundle, path: Path) -> dict[str, Any]:
     }
 
 
-def _roofline(chip: Chip, settings: Settings) -> dict[str, Any]:
-    """Measured read bandwidth on the CPU; the chip's peak elsewhere."""
-    if settings.device == "CPU":
-        try:
-            measured = read_bandwidth(settings.threads or _cores())
-        except NativeError:
-            measured = 0.0
-        if measured:
-            return {"bandwidth": measured, "source": "reads of 1 GiB, measured in this run"}
+def _read_bandwidth(settings: Settings) -> float:
+    """Bytes a second; 0 where this process cannot measure what the device reads."""
+    if settings.device != "CPU":
+        return 0.0
+    try:
+        return read_bandwidth(settings.threads or _cores())
+    except NativeError:
+        return 0.0
+
+
+def _roofline(chip: Chip, bandwidths: list[float]) -> dict[str, Any]:
+    """Read bandwidth on the CPU, the mean of before and after the measurement; the chip's peak elsewhere."""
+    if all(bandwidths):
+        source = "reads of 1 GiB before and after the measurement"
+        return {"bandwidth": sum(bandwidths) / len(bandwidths), "source": source}
     if chip.bandwidth is None:
         return {"bandwidth": None, "source": "unverified"}
     return {"bandwidth": chip.bandwidth.value, "source": chip.bandwidth.source}
+
+
+def _drift(bandwidths: list[float]) -> list[str]:
+    """Said where the machine changed meanwhile, as virtual ones do: one run's spread is then too small."""
+    low, high = min(bandwidths), max(bandwidths)
+    if not low or high - low <= DRIFT * high:
+        return []
+    before, after = (f"{each / 1e9:.1f}" for each in bandwidths)
+    return [
+        f"memory was read at {before} GB/s before the measurement and at {after} after it: "
+        "this machine's speed changes, and another run may differ by more than the spread"
+    ]
 
 
 def _slow_memory(roofline: dict[str, Any], chip: Chip, settings: Settings) -> list[str]:

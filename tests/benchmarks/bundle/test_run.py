@@ -47,6 +47,21 @@ def test_a_run_writes_three_reports(
     assert "<svg" in files["html"].read_text() and "| 40 |" in files["md"].read_text()
 
 
+@pytest.mark.parametrize(("after", "told"), [(26e9, True), (21e9, False)])
+def test_a_machine_that_changes_meanwhile_is_told(
+    bundles: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: float, told: bool
+) -> None:
+    readings = iter([20e9, after])
+    monkeypatch.setattr("cpm_edge.benchmarks.bundle.run.read_bandwidth", lambda threads: next(readings))
+    folder = bundles.result("sparse", "aipc", **NATIVE).folder
+    arguments = ["--context", "8", "--new-tokens", "2", "--repeat", "1", "--chip", "ddr5-laptop"]
+    result = CliRunner().invoke(main, ["run", str(folder), *arguments, "--json", str(tmp_path / "run.json")])
+    assert result.exit_code == 0, result.output
+    written = json.loads((tmp_path / "run.json").read_text())
+    assert written["results"]["roofline"]["bandwidth"] == (20e9 + after) / 2
+    assert any("20.0 GB/s before" in note for note in written["notes"]) == told
+
+
 def test_a_context_that_the_bundle_does_not_take(bundles: Bundles) -> None:
     folder = bundles.result("sparse", "aipc", **NATIVE).folder
     arguments = ["run", str(folder), "--context", "100000", "--chip", "ddr5-laptop"]
