@@ -96,11 +96,11 @@ def run(
             write_checkpoint(shape, folder / "minicpm")
             as_llama(folder / "minicpm", folder / "llama")
         commands = _our_commands(folder, targets, verify)
-        if optimum_cli is not None and optimum_cli.is_file():
+        if optimum_cli is not None:
             commands[PEER] = optimum_command(optimum_cli, folder / "llama", folder / "out")
         else:
             report.notes.append("optimum-intel was not measured: give --optimum-cli PATH")
-        if genai_python is not None and genai_python.is_file():
+        if genai_python is not None:
             commands[BUILDER] = builder_command(genai_python, folder / "llama", folder / "out")
         else:
             report.notes.append("onnxruntime-genai's builder was not measured: give --genai-python PATH")

@@ -69,9 +69,11 @@ def context(
     alone, prefill by position, and the memory of a process at the longest context.
     """
     from cpm_edge.benchmarks.context.run import Settings, run
+    from cpm_edge.benchmarks.programs import check_program
     from cpm_edge.benchmarks.report import check_file
     from cpm_edge.benchmarks.shape import Shape
 
     check_file(json_file)
+    check_program("--llama-bench", settings["llama_bench"])
     wanted = Settings(contexts=tuple(sorted(contexts)), **settings)
     run(Shape.open(shape).changed(layers=layers), wanted, cache).publish(json_file)

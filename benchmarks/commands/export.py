@@ -43,9 +43,12 @@ def export(
 ) -> None:
     """Time and peak memory of our export beside optimum-intel's and onnxruntime-genai's, on one shape."""
     from cpm_edge.benchmarks.export_peers import run
+    from cpm_edge.benchmarks.programs import check_program
     from cpm_edge.benchmarks.report import check_file
     from cpm_edge.benchmarks.shape import Shape
 
     check_file(json_file)
+    check_program("--optimum-cli", optimum_cli)
+    check_program("--genai-python", genai_python)
     small = Shape.open(shape).changed(layers=layers)
     run(small, optimum_cli, genai_python, repeat, targets, verify).publish(json_file)

@@ -64,8 +64,9 @@ def peers(
     """Our runtime beside llama.cpp and OpenVINO, alternately in one run.
 
     Random weights in the model's shape. Rows: our native flavour (int4 g32, or ternary), our stock flavour,
-    llama.cpp with and without flash attention, and an IR made by somebody else. What is not given is skipped
-    with a note. Then the roofline: bytes read a token against the read bandwidth measured in the same run.
+    llama.cpp with and without flash attention, and an IR made by somebody else. A peer that is not given is
+    skipped with a note; a path that is given and cannot be used is refused at once. Then the roofline: bytes
+    read a token against the read bandwidth measured in the same run.
     """
     from cpm_edge.benchmarks.peers.lineup import Wanted
     from cpm_edge.benchmarks.peers.run import run
@@ -73,9 +74,11 @@ def peers(
     from cpm_edge.benchmarks.shape import Shape
 
     check_file(json_file)
+    peers_wanted = Wanted(**wanted)
+    peers_wanted.check_paths()
     report = run(
         Shape.open(shape).changed(layers=layers),
-        Wanted(**wanted),
+        peers_wanted,
         contexts=contexts,
         prefill=prefill,
         new_tokens=new_tokens,

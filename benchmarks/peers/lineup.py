@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from cpm_edge.benchmarks.peers.llama_cpp import LlamaCppPeer
 from cpm_edge.benchmarks.peers.openvino_ir import MODEL, OpenVinoIrPeer
 from cpm_edge.benchmarks.peers.ours import OurPeer
 from cpm_edge.benchmarks.peers.peer import Peer
+from cpm_edge.benchmarks.programs import check_model_folder, check_program
 from cpm_edge.exporter.progress import Progress
 from cpm_edge.runtimes import open_engine
 from cpm_edge.runtimes.bundle import Bundle, open_bundle
@@ -43,6 +43,18 @@ class Wanted:
     openvino_ir: Path | None = None
     openvino_python: Path | None = None
     optimum_cli: Path | None = None
+
+    def check_paths(self) -> None:
+        """Refuse what was given and is not there; what was not given is skipped later, with a note.
+
+        Raises:
+            BenchError: a program or the folder of ``openvino_ir`` cannot be used.
+        """
+        check_program("--llama-bench", self.llama_bench)
+        check_program("--openvino-python", self.openvino_python)
+        check_program("--optimum-cli", self.optimum_cli)
+        if self.optimum_cli is None or (self.openvino_ir is not None and self.openvino_ir.exists()):
+            check_model_folder("--openvino-ir", self.openvino_ir, MODEL)
 
 
 @dataclass
@@ -132,12 +144,9 @@ def _add_ours(lineup: Lineup, label: str, path: Path, threads: int, *, native: b
 
 
 def llama_file(binary: Path | None, artifacts: Artifacts, format_: str, notes: list[str]) -> Path | None:
-    """The GGUF for a ``llama-bench`` that is there, else None and a note."""
+    """The GGUF for a ``llama-bench`` that was given, else None and a note."""
     if binary is None:
         notes.append("llama.cpp was not measured: give --llama-bench PATH")
-        return None
-    if not (binary.is_file() and os.access(binary, os.X_OK)):
-        notes.append(f"llama.cpp was not measured: {binary} is not a program")
         return None
     from cpm_edge.benchmarks.peers.gguf_file import unsupported
 
@@ -151,22 +160,11 @@ def llama_file(binary: Path | None, artifacts: Artifacts, format_: str, notes: l
 def _openvino_ir(wanted: Wanted, artifacts: Artifacts, notes: list[str]) -> Path | None:
     folder = wanted.openvino_ir
     if wanted.optimum_cli is not None and not (folder and folder.exists()):
-        if not wanted.optimum_cli.is_file():
-            notes.append(f"optimum-intel's IR was not measured: there is no {wanted.optimum_cli}")
-            return None
         folder = folder or artifacts.folder / "optimum-ir"
         if not folder.exists():
             export_with_optimum(wanted.optimum_cli, artifacts.llama_checkpoint(), folder)
     if folder is None:
         notes.append("no other OpenVINO IR was measured: give --openvino-ir DIR or --optimum-cli PATH")
-        return None
-    if not (folder / MODEL).is_file():
-        notes.append(f"the OpenVINO IR was not measured: {folder} has no {MODEL}")
-        return None
-    python = wanted.openvino_python
-    if python is not None and not python.is_file():
-        notes.append(f"the OpenVINO IR was not measured: there is no {python}")
-        return None
     return folder
 
 

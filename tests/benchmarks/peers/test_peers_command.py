@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from cpm_edge.benchmarks.artifacts import Artifacts
+from cpm_edge.benchmarks.errors import BenchError
+from cpm_edge.benchmarks.peers.lineup import Wanted
 from tests.bad_input.bench import refused
 from tests.benchmarks.peers.test_llama_cpp import ROW, program
 from tests.benchmarks.shapes import bench, in_this_process, write_shape
@@ -59,15 +61,43 @@ def test_what_is_absent_is_skipped_with_a_note(tmp_path: Path) -> None:
     result = bench(
         *["peers", "--shape", write_shape(tmp_path), "--context", 4, "--prefill", 4, "--new-tokens", 1],
         *["--repeat", 1, "--no-stock", "--json", tmp_path / "out.json"],
-        *["--llama-bench", tmp_path / "nothing", "--openvino-ir", tmp_path],
     )
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "out.json").read_text())
     assert list(report["results"]["rates"]) == [OURS]
     notes = "\n".join(report["notes"])
-    assert f"llama.cpp was not measured: {tmp_path / 'nothing'} is not a program" in notes
-    assert f"the OpenVINO IR was not measured: {tmp_path} has no openvino_model.xml" in notes
+    assert "llama.cpp was not measured: give --llama-bench PATH" in notes
+    assert "no other OpenVINO IR was measured: give --openvino-ir DIR or --optimum-cli PATH" in notes
     assert "llama.cpp was not measured" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--llama-bench", "gone"], "--llama-bench: expected a program, got gone, which does not exist"),
+        (["--optimum-cli", "gone"], "--optimum-cli: expected a program, got gone"),
+        (
+            ["--openvino-ir", "."],
+            "--openvino-ir: expected a folder with openvino_model.xml, got ., which has no",
+        ),
+        (["--openvino-ir", "gone"], "--openvino-ir: expected a folder with openvino_model.xml, got gone"),
+        (["--openvino-python", "gone"], "--openvino-python: expected a program, got gone"),
+    ],
+)
+def test_what_is_given_and_absent_is_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = bench("peers", "--shape", write_shape(tmp_path), "--bundle-cache", "cache", *arguments)
+    refused(result).says(says, hint="check the path, or leave the option out")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_an_ir_that_is_to_be_made_need_not_exist(tmp_path: Path) -> None:
+    cli = program(tmp_path, "")
+    Wanted("int4", "auto", 1, openvino_ir=tmp_path / "later", optimum_cli=cli).check_paths()
+    with pytest.raises(BenchError, match="which has no"):
+        Wanted("int4", "auto", 1, openvino_ir=tmp_path, optimum_cli=cli).check_paths()
 
 
 def test_an_ir_that_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
