@@ -54,10 +54,12 @@ def measure_trace(shape: Shape) -> TraceCost:
 
 def trace_cost(shape: Shape) -> TraceCost:
     """Trace a model in this process."""
+    from cpm_edge.exporter.console import warnings_printed
     from cpm_edge.exporter.registry import find_architecture
     from cpm_edge.exporter.trace import trace
 
-    config = shape.parsed()
+    with warnings_printed():
+        config = shape.parsed()
     model = find_architecture(shape.config).model_class()
     idle, start = sum(resident_bytes().values()), time.perf_counter()
     graph = trace(model, config, config.rope.table(config.max_context)).graph

@@ -67,6 +67,7 @@ def measure_build(bundle: Path, sms: tuple[int, ...]) -> BuildCost:
 
 def export_bundle(checkpoint: Path, output: Path, weight_format: str, context: int, attention: str) -> None:
     """Export for rtx, unverified."""
+    from cpm_edge.exporter.console import warnings_printed
     from cpm_edge.exporter.export import export
     from cpm_edge.exporter.options import ExportOptions
 
@@ -79,7 +80,8 @@ def export_bundle(checkpoint: Path, output: Path, weight_format: str, context: i
         attention=attention,
         verify=False,
     )
-    export(options, Progress(enabled=False))
+    with warnings_printed():
+        export(options, Progress(enabled=False))
 
 
 def run(

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from cpm_edge.exporter.errors import ExportWarning
+from cpm_edge.exporter.console import warnings_printed
 from cpm_edge.exporter.options import (
     ACTIVATIONS,
     ATTENTION,
@@ -214,8 +211,7 @@ def main(
     from cpm_edge.exporter.export import export
     from cpm_edge.exporter.progress import Progress
 
-    messages: list[str] = []
-    with _warnings_printed(messages):
+    with warnings_printed() as messages:
         result = export(options, Progress(enabled=False if as_json else None))
     if as_json:
         report = {
@@ -245,20 +241,6 @@ def _check_usage(arguments: dict[str, Any], for_plans: dict[str, object]) -> Non
     for option, value in for_plans.items():
         if value is not None:
             raise click.UsageError(f"{option}: expected together with --plan, got {value}")
-
-
-@contextlib.contextmanager
-def _warnings_printed(messages: list[str]) -> Iterator[None]:
-    """Print each ExportWarning once, when the export has ended in whatever way; ``messages`` keeps them."""
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always", ExportWarning)
-        try:
-            yield
-        finally:
-            texts = [str(note.message) for note in notes if issubclass(note.category, ExportWarning)]
-            messages += dict.fromkeys(texts)
-            for message in messages:
-                click.echo(f"warning: {message}", err=True)
 
 
 def _print_summary(result: Any) -> None:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from cpm_edge.benchmarks.plan import Plan, PlanError, Question, plan
 from cpm_edge.benchmarks.plan.text import missing, rows, to_json
+from cpm_edge.exporter.console import warnings_printed
 from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.registry import find_architecture
 
@@ -34,7 +35,8 @@ def run_plan(
         ExportError: it cannot be planned, or it does not fit; the hint has what would make it fit.
     """
     config = read_config(arguments["model"], arguments["revision"])
-    find_architecture(config).config.from_dict(config)  # refuses what the exporter does not implement
+    with warnings_printed():
+        find_architecture(config).config.from_dict(config)  # refuses what the exporter does not implement
     names = {field.name for field in dataclasses.fields(Question)} & arguments.keys()
     question = Question(
         **{name: arguments[name] for name in names},

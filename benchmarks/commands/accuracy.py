@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from cpm_edge.benchmarks.commands.options import PATH, SETTINGS, json_option
+from cpm_edge.exporter.console import warnings_printed
 from cpm_edge.runtimes.console import report_errors
 
 EXAMPLES = """
@@ -44,4 +45,6 @@ def accuracy(
 
     check_file(json_file)
     settings = Settings(characters, window, windows, min(64, window // 2), new_tokens)
-    run(bundle, reference, text, settings).publish(json_file)
+    with warnings_printed():
+        report = run(bundle, reference, text, settings)
+    report.publish(json_file)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from cpm_edge.benchmarks.commands.options import SETTINGS, json_option
+from cpm_edge.exporter.console import warnings_printed
 from cpm_edge.runtimes.console import report_errors
 
 PROMPT = "Write a short story about a lighthouse keeper and her dog."
@@ -34,7 +35,8 @@ def agreement(model: str, tokens: int, weight_format: str, prompt: str, json_fil
     from cpm_edge.benchmarks.report import check_file
 
     check_file(json_file)
-    report = run(model, tokens, weight_format, prompt)
+    with warnings_printed():
+        report = run(model, tokens, weight_format, prompt)
     report.publish(json_file)
     if not report.results["holds"]:
         raise SystemExit(1)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from cpm_edge.benchmarks.commands.options import PATH, SETTINGS, shape_options
+from cpm_edge.exporter.console import warnings_printed
 from cpm_edge.runtimes.console import report_errors
 
 EXAMPLES = """
@@ -27,4 +28,5 @@ def checkpoint(shape: str, layers: int | None, output: Path, ternary: bool) -> N
     from cpm_edge.benchmarks.random_checkpoint import write_checkpoint
     from cpm_edge.benchmarks.shape import Shape
 
-    write_checkpoint(Shape.open(shape).changed(layers=layers), output, ternary=ternary)
+    with warnings_printed():
+        write_checkpoint(Shape.open(shape).changed(layers=layers), output, ternary=ternary)

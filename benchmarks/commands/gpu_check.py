@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from cpm_edge.benchmarks.commands.options import PATH, SETTINGS, int_list, json_option, shape_options
+from cpm_edge.exporter.console import warnings_printed
 from cpm_edge.runtimes.console import report_errors
 
 OPS = ("matmul", "attention", "linear-attention")
@@ -62,4 +63,5 @@ def gpu_check(
     check_file(json_file)
     check_file(markdown_file)
     opened = Shape.open(shape).changed(layers=layers, context=max(settings["contexts"]))
-    report_gpu(opened, Settings(ops=ops or OPS, **settings), markdown_file, json_file)
+    with warnings_printed():
+        report_gpu(opened, Settings(ops=ops or OPS, **settings), markdown_file, json_file)

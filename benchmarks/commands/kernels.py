@@ -15,6 +15,7 @@ from cpm_edge.benchmarks.commands.options import (
     shape_options,
     threads_option,
 )
+from cpm_edge.exporter.console import warnings_printed
 from cpm_edge.exporter.cubins.toolchain import PLATFORMS
 from cpm_edge.runtimes.console import report_errors
 
@@ -92,4 +93,6 @@ def kernels(
 
         report_cubins(int(sm)).publish(json_file)
         return
-    run(Shape.open(shape).changed(layers=layers), Settings(ops=ops or OPS, **settings)).publish(json_file)
+    with warnings_printed():
+        report = run(Shape.open(shape).changed(layers=layers), Settings(ops=ops or OPS, **settings))
+    report.publish(json_file)

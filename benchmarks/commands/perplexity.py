@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from cpm_edge.benchmarks.commands.options import PATH, SETTINGS, json_option
+from cpm_edge.exporter.console import warnings_printed
 from cpm_edge.exporter.options import TARGETS
 from cpm_edge.runtimes.console import report_errors
 
@@ -30,4 +31,6 @@ def perplexity(model: str, text: Path, targets: tuple[str, ...], json_file: Path
     from cpm_edge.benchmarks.report import check_file
 
     check_file(json_file)
-    run(model, text, targets).publish(json_file)
+    with warnings_printed():
+        report = run(model, text, targets)
+    report.publish(json_file)

@@ -56,3 +56,11 @@ def test_wrong_questions(tmp_path: Path) -> None:
     assert lonely.exit_code == 2 and "together with --plan" in lonely.stderr
     assert "Missing option '-t'" in run("-m", config).stderr
     assert "Missing option '-o'" in run("-m", config, "-t", "ort").stderr
+
+
+def test_what_a_plan_warns_of_is_one_line(tmp_path: Path) -> None:
+    config = json.loads((CONFIGS / "minicpm4-8b.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "mystery": 1}))
+    result = run("-m", str(tmp_path), "--plan", "--chip", "jetson-agx-orin-64gb")
+    assert result.exit_code == 0
+    assert result.stderr == "warning: config.json: keys without effect here: mystery\n"

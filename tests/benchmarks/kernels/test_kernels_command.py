@@ -38,3 +38,11 @@ def test_one_op(tmp_path: Path, limits: Limits) -> None:
     assert result.exit_code == 0, result.output
     assert set(json.loads(file.read_text())["results"]) == {"attention", "limits"}
     assert bench("kernels", "convolution").exit_code == 2
+
+
+def test_warnings_are_one_clean_line(tmp_path: Path, limits: Limits) -> None:
+    shape = write_shape(tmp_path, mystery=1)
+    result = bench("kernels", "linear-attention", "--shape", shape, *COMMON, "--heads", 2, "--size", 16)
+    assert result.exit_code == 0, result.output
+    told = [line for line in result.stderr.splitlines() if "mystery" in line]
+    assert told == ["warning: config.json: keys without effect here: mystery"]
