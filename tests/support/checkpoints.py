@@ -154,6 +154,8 @@ TERNARY: dict[str, tuple[int, ...]] = {
 # Experts with groups of every size; the router is not ternary.
 TERNARY_EXPERTS = "ternary-moe"
 _WIDE: Config = {**_MINICPM, "hidden_size": 256, "intermediate_size": 512, "dim_model_base": 96}
+# The search for the grid of small groups tries the larger ones first, which takes seconds in a _WIDE model.
+_NARROW: Config = {**_MINICPM, "hidden_size": 128, "intermediate_size": 256, "dim_model_base": 48}
 # BitCPM-CANN 1B and 3B: no muP, LongRoPE, heads that are not hidden_size / heads wide.
 _WIDE_LLAMA: Config = {
     **VARIANTS["llama"],
@@ -201,11 +203,15 @@ def _gguf_config(variant: str) -> Config:
     return {"llama": _LLAMA_WIDE, "minicpm3": _LATENT_GGUF}.get(variant.split("-")[0], _WIDE)
 
 
+def _trained_config(variant: str) -> Config:
+    return _WIDE if QATS[variant].group == 128 else _NARROW
+
+
 def config_of(variant: str) -> Config:
     if variant in GGUFS:
         return _gguf_config(variant)
     if variant in QATS:
-        return _WIDE
+        return _trained_config(variant)
     if variant in _PACKED:
         return _packed_config(variant) | {"quantization_config": _PACKED[variant].config()}
     if variant == TERNARY_EXPERTS:
@@ -224,7 +230,7 @@ def tensors_of(variant: str) -> Tensors:
         return gguf_sources(variant) | {name: b.weight() for name, b in gguf_of(variant).items()}
     if variant in QATS:
         rounded = {n: in_bfloat16(matrix).astype(np.float32) for n, matrix in trained_of(variant).items()}
-        return make_tensors(_WIDE) | rounded
+        return make_tensors(_trained_config(variant)) | rounded
     tensors = make_tensors(config_of(variant))
     groups = cycle(TERNARY.get("ternary-mixed" if variant == TERNARY_EXPERTS else variant, (128,)))
     if variant in (*TERNARY, TERNARY_WIDE, TERNARY_EXPERTS):
@@ -247,7 +253,7 @@ def packed_of(variant: str) -> dict[str, Int4]:
 
 def trained_of(variant: str) -> dict[str, Int4]:
     """The matrices that a variant of QATS was trained to have, by name."""
-    training, tensors = QATS[variant], make_tensors(_WIDE)
+    training, tensors = QATS[variant], make_tensors(_trained_config(variant))
     names = [name for name in linear_names(tensors) if name.split(".")[-2] not in training.floats]
     return {name: trained(tensors[name], training) for name in names}
 
@@ -268,7 +274,8 @@ def gguf_of(variant: str) -> dict[str, Blocks]:
 def stored_of(variant: str) -> dict[str, npt.NDArray[Any]]:
     """What the weight file of a variant holds."""
     if variant in QATS:
-        return make_tensors(_WIDE) | {n: in_bfloat16(matrix) for n, matrix in trained_of(variant).items()}
+        rounded = {name: in_bfloat16(matrix) for name, matrix in trained_of(variant).items()}
+        return make_tensors(_trained_config(variant)) | rounded
     if variant not in _PACKED:
         return dict(tensors_of(variant))
     matrices = packed_of(variant)
