@@ -13,15 +13,18 @@ if TYPE_CHECKING:
 # In the background of a shell (nohup make test &) SIGINT is ignored, and children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+TORCH_TABLE = "torch.onnx._internal.exporter._registration.ONNXRegistry"
+
 
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundles]:
     """Tiny checkpoints and their exports, shared by all tests."""
-    from tests.support.bundles import Bundles, trace_once
+    from tests.support.bundles import Bundles, torch_functions_once, trace_once
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CPM_EDGE_CACHE", str(tmp_path_factory.mktemp("user-cache")))
         patch.setattr("cpm_edge.exporter.trace.trace", trace_once())
+        patch.setattr(f"{TORCH_TABLE}.from_torchlib", torch_functions_once())
         yield Bundles(tmp_path_factory.mktemp("tiny"))
 
 

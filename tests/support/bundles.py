@@ -113,6 +113,13 @@ class Bundles:
             return np.asarray(run.logits)
 
 
+def torch_functions_once() -> Callable[..., Any]:
+    """The table of ONNX functions that ``torch.onnx.export`` makes anew for every part of a model, kept."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    return staticmethod(cache(ONNXRegistry.from_torchlib))
+
+
 def trace_once(original: Callable[..., ir.Model] = trace.trace) -> Callable[..., ir.Model]:
     """A ``trace`` that hands out copies of what it traced before: tracing is most of a tiny export."""
     known: dict[str, ir.Model] = {}

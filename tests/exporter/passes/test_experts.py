@@ -11,9 +11,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
+from cpm_edge.exporter import trace
 from cpm_edge.exporter.passes.experts import find_experts, inline_uneven_experts
 from cpm_edge.exporter.passes.openvino_experts import stack_experts
-from cpm_edge.exporter.trace import trace
 from cpm_edge.exporter.weights import ModelWeights
 from cpm_edge.quant import Scheme, WeightFormat, unpack_ternary
 from tests.support.bundles import Bundles
@@ -142,7 +142,7 @@ class Uneven(ModelWeights):
 @pytest.mark.parametrize(("kind", "left"), [(ModelWeights, 2), (Uneven, 0)])
 def test_uneven_experts_are_written_out(bundles: Bundles, kind: type[ModelWeights], left: int) -> None:
     with bundles.plan("moe", "ort", weight_format="int4") as (plan, weights):
-        model = trace(plan.architecture.model_class(), plan.config, plan.config.rope.table(64))
+        model = trace.trace(plan.architecture.model_class(), plan.config, plan.config.rope.table(64))
         assert len(find_experts(model.graph)) == 2
         uneven = kind(weights.checkpoint, weights.shapes, weights.constants, weights.policy)
         assert inline_uneven_experts(model, uneven) == 2 - left
@@ -151,7 +151,7 @@ def test_uneven_experts_are_written_out(bundles: Bundles, kind: type[ModelWeight
 
 def test_stacks_name_the_tensors_of_every_expert(bundles: Bundles) -> None:
     with bundles.plan("moe", "aipc") as (plan, _):
-        graph = trace(plan.architecture.model_class(), plan.config, plan.config.rope.table(64)).graph
+        graph = trace.trace(plan.architecture.model_class(), plan.config, plan.config.rope.table(64)).graph
     experts = find_experts(graph)
     assert [each.prefix for each in experts] == [FIRST, FIRST.replace("0", "1")]
     stacks = stack_experts(graph, experts)

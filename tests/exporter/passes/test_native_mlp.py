@@ -9,12 +9,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
+from cpm_edge.exporter import trace
 from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.passes.builder import Builder
 from cpm_edge.exporter.passes.native_mlp import find_sparse_mlps
 from cpm_edge.exporter.passes.native_ops import NativeFusion, NativePlan
 from cpm_edge.exporter.passes.native_weights import NativeWeights
-from cpm_edge.exporter.trace import trace
 from cpm_edge.exporter.weights import ModelWeights
 from cpm_edge.plugins.matmul_nbits.spec import NBitsShape
 from cpm_edge.plugins.sparse_mlp.layouts import pack_slices
@@ -34,7 +34,7 @@ class UnevenExperts(ModelWeights):
 
 def traced(bundles: Bundles, variant: str, kind: type[ModelWeights]) -> tuple[ir.Graph, ModelWeights]:
     with bundles.plan(variant, "aipc", **NATIVE) as (plan, weights):
-        graph = trace(plan.architecture.model_class(), plan.config, plan.config.rope.table(64)).graph
+        graph = trace.trace(plan.architecture.model_class(), plan.config, plan.config.rope.table(64)).graph
         return graph, kind(weights.checkpoint, weights.shapes, weights.constants, weights.policy)
 
 
