@@ -87,8 +87,9 @@ def footprint_table(found: dict[str, int], context: int) -> Table:
         "scratch": "scratch of prefill and decode steps",
         "rest": "Python, libraries, compiled graphs",
         "resident": "resident, sum of the above",
-        "given_back": "besides: freed as the cache grew, kept by the C library",
         "peak": "peak (VmHWM)",
+        # Last, since it is no part of the sum; without the request to return it, it would stay.
+        "given_back": "not in the sum: freed as the cache grew, returned before the last chunk",
     }
     for key, name in names.items():
         if key == "states" and not found[key]:

@@ -165,11 +165,15 @@ class PrefillResult:
     def summary_table(self) -> Table:
         found = self.summary()
         table = Table("prefill", "value", title="prefill, summary")
-        table.add_row(f"end to end, {found['short']} tokens", f"{found['rate_short']:.1f} tok/s")
+        several = len(self.ours) > 1  # with one span, the short prompt and the last span are the whole
+        if several:
+            table.add_row(f"end to end, {found['short']} tokens", f"{found['rate_short']:.1f} tok/s")
         table.add_row(f"end to end, {found['tokens']} tokens", f"{found['rate']:.1f} tok/s")
-        table.add_row("of the short rate", f"{found['kept']:.0%}")
+        if several:
+            table.add_row("of the short rate", f"{found['kept']:.0%}")
         table.add_row("attention, dense / sparse, whole prompt", f"{found['attention_ratio']:.2f}")
-        table.add_row("attention, dense / sparse, last span", f"{found['attention_ratio_at_end']:.2f}")
+        if several:
+            table.add_row("attention, dense / sparse, last span", f"{found['attention_ratio_at_end']:.2f}")
         if "stock_rate" in found:
             how = f"extrapolated from {found['stock_measured_to']} tokens: seconds a token = a + b n"
             how = how if found["stock_is_extrapolated"] else "measured"

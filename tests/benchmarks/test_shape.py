@@ -34,5 +34,19 @@ def test_a_file_that_is_no_config_is_refused(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(BenchError, match="shape: expected"):
         Shape.open(str(path))
-    with pytest.raises(BenchError, match=r"minicpm4-0\.5b"):
-        Shape.open("minicpm9")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("nosuch", "the path of a checkpoint's config.json"),
+        ("minicpm4-05b", "did you mean minicpm4-0.5b?"),
+        (".", "give the file in it: config.json"),
+    ],
+)
+def test_a_name_that_is_no_shape_is_refused(name: str, hint: str) -> None:
+    with pytest.raises(
+        BenchError, match=rf"minicpm4-0\.5b.* or the path of a config.json, got {name},"
+    ) as error:
+        Shape.open(name)
+    assert "Errno" not in str(error.value) and error.value.hint is not None and hint in error.value.hint

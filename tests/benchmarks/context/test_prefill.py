@@ -64,3 +64,12 @@ def test_a_stock_rate_that_was_measured_is_not_extrapolated() -> None:
     found = result.summary()
     assert found["stock_rate"] == 125 and not found["stock_is_extrapolated"] and found["ours_over_stock"] == 2
     assert "stock_rate" not in PrefillResult(spans, {"sparse": spans, "dense": spans}).summary()
+
+
+def test_a_prompt_of_one_span_has_no_rows_of_equal_numbers() -> None:
+    spans = [Span(0, 1000, 4.0)]
+    table = PrefillResult(spans, {"sparse": spans, "dense": spans}).summary_table()
+    assert cells(table) == [
+        ["end to end, 1000 tokens", "250.0 tok/s"],
+        ["attention, dense / sparse, whole prompt", "1.00"],
+    ]
