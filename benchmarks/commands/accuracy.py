@@ -22,11 +22,13 @@ Examples:
 @click.command(epilog=EXAMPLES, context_settings=SETTINGS)
 @click.argument("bundle", type=PATH)
 @click.option("--reference", required=True, help="The checkpoint that it was exported from.")
-@click.option("--text", required=True, type=PATH, help="Plain or .gz.")
+@click.option("--text", required=True, type=PATH, help="The text to score, plain or .gz.")
 @click.option("--characters", default=(20_000, 60_000), type=(int, int), help="Part of the text: from, to.")
 @click.option("--window", default=512, type=click.IntRange(min=2), help="Tokens that share a context.")
-@click.option("--windows", default=4, type=click.IntRange(min=1), help="How many of them.")
-@click.option("--new-tokens", default=64, type=click.IntRange(min=1), help="Of each greedy continuation.")
+@click.option("--windows", default=4, type=click.IntRange(min=1), help="How many windows to score.")
+@click.option(
+    "--new-tokens", default=64, type=click.IntRange(min=1), help="Tokens of each greedy continuation."
+)
 @json_option
 @report_errors
 def accuracy(

@@ -19,10 +19,10 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES, context_settings=SETTINGS)
-@click.option("--model", required=True, help="The checkpoint.")
+@click.option("--model", required=True, help="The checkpoint to export.")
 @click.option("--tokens", default=64, type=click.IntRange(min=1), help="How many to generate.")
-@click.option("--weight-format", default="int4", help="Of linear layers.")
-@click.option("--prompt", default=PROMPT)
+@click.option("--weight-format", default="int4", help="Weight format of the linear layers.")
+@click.option("--prompt", default=PROMPT, help="The question that is answered.")
 @json_option
 @report_errors
 def agreement(model: str, tokens: int, weight_format: str, prompt: str, json_file: Path | None) -> None:

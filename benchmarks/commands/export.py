@@ -26,7 +26,12 @@ Examples:
 )
 @click.option("--repeat", default=1, type=click.IntRange(min=1), help="Rounds of the run.")
 @click.option(
-    "--target", "targets", multiple=True, type=click.Choice(TARGETS), default=("aipc",), help="Ours."
+    "--target",
+    "targets",
+    multiple=True,
+    type=click.Choice(TARGETS),
+    default=("aipc",),
+    help="Export with ours for this engine; may be given several times.",
 )
 @click.option("--verify/--no-verify", default=False, help="Measure ours with verification too.")
 @json_option

@@ -24,7 +24,13 @@ Examples:
 @click.command(epilog=EXAMPLES, context_settings=SETTINGS)
 @click.argument("ops", nargs=-1, type=click.Choice(OPS))
 @shape_options
-@click.option("--rows", default="1,16,512", type=int_list, metavar="N,N,...", help="New rows; 1 is decode.")
+@click.option(
+    "--rows",
+    default="1,16,512",
+    type=int_list,
+    metavar="N,N,...",
+    help="Rows of new tokens; 1 is a decode step.",
+)
 @click.option(
     "--context",
     "contexts",
@@ -33,8 +39,10 @@ Examples:
     metavar="N,N,...",
     help="Tokens that attention sees.",
 )
-@click.option("--heads", default=32, type=click.IntRange(min=1), help="Of linear attention.")
-@click.option("--size", default=128, type=click.IntRange(16, 128), help="Of a head of linear attention.")
+@click.option("--heads", default=32, type=click.IntRange(min=1), help="Heads of linear attention.")
+@click.option(
+    "--size", default=128, type=click.IntRange(16, 128), help="Columns of a head of linear attention."
+)
 @click.option("--markdown", "markdown_file", type=PATH, help="Write the table here too.")
 @json_option
 @report_errors

@@ -34,7 +34,12 @@ Examples:
 @click.command(epilog=EXAMPLES, context_settings=SETTINGS)
 @click.argument("ops", nargs=-1, type=click.Choice(OPS))
 @shape_options
-@click.option("--rows", default=512, type=click.IntRange(min=1), help="Of prefill.")
+@click.option(
+    "--rows",
+    default=512,
+    type=click.IntRange(min=1),
+    help="Rows of a prefill, in products and in linear attention.",
+)
 @click.option(
     "--context",
     "contexts",
@@ -50,15 +55,20 @@ Examples:
     metavar="N,N,...",
     help="Rows before a decode step of linear attention.",
 )
-@click.option("--heads", default=32, type=click.IntRange(min=1), help="Of linear attention.")
-@click.option("--size", default=128, type=click.IntRange(min=8), help="Of a head of linear attention.")
+@click.option("--heads", default=32, type=click.IntRange(min=1), help="Heads of linear attention.")
+@click.option(
+    "--size", default=128, type=click.IntRange(min=8), help="Columns of a head of linear attention."
+)
 @click.option(
     "--cubins",
     is_flag=True,
     help="Instead: compile the kernels of Jetson, and print registers, spills, shared memory and occupancy.",
 )
 @click.option(
-    "--sm", default="87", type=click.Choice(SMS), help="Of --cubins: 87 is Orin, 110 Thor; others are cards."
+    "--sm",
+    default="87",
+    type=click.Choice(SMS),
+    help="With --cubins: the compute capability times ten. 87 is Orin, 110 Thor; others are cards.",
 )
 @repeat_option
 @threads_option

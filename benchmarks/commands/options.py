@@ -50,7 +50,9 @@ shape_options = _together(
 cache_option = click.option(
     "--bundle-cache", "cache", type=PATH, help="Keep random checkpoints, bundles and GGUF files here."
 )
-threads_option = click.option("--threads", default=2, type=click.IntRange(min=1))
+threads_option = click.option(
+    "--threads", default=2, type=click.IntRange(min=1), help="CPU threads that every engine uses."
+)
 repeat_option = click.option("--repeat", default=5, type=click.IntRange(min=1), help="Rounds of the run.")
 json_option = click.option(
     "--json", "json_file", type=PATH, help="Write every raw number, the machine and the versions here."

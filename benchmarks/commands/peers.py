@@ -32,12 +32,25 @@ Examples:
 @click.command(epilog=EXAMPLES, context_settings=SETTINGS)
 @shape_options
 @cache_option
-@click.option("--weights", default="int4", type=click.Choice(["int4", "ternary"]), help="Of linear layers.")
 @click.option(
-    "--attention", default="auto", type=click.Choice(["auto", "dense", "sparse"]), help="Of our native rows."
+    "--weights",
+    default="int4",
+    type=click.Choice(["int4", "ternary"]),
+    help="Weight format of our native rows and llama.cpp's.",
 )
 @click.option(
-    "--context", "contexts", default="256", type=int_list, metavar="N,N,...", help="Where decode starts."
+    "--attention",
+    default="auto",
+    type=click.Choice(["auto", "dense", "sparse"]),
+    help="Attention of our native rows; auto is the model's own.",
+)
+@click.option(
+    "--context",
+    "contexts",
+    default="256",
+    type=int_list,
+    metavar="N,N,...",
+    help="Tokens in the cache where decode starts.",
 )
 @click.option("--prefill", default=512, type=click.IntRange(min=1), help="Length of the measured prompt.")
 @click.option("--new-tokens", default=32, type=click.IntRange(min=1), help="Decode steps of a measurement.")

@@ -20,9 +20,18 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES, context_settings=SETTINGS)
-@click.option("--model", required=True, help="The checkpoint.")
-@click.option("--text", required=True, type=PATH, help="Plain or .gz, 60,000 characters or more.")
-@click.option("--target", "targets", multiple=True, type=click.Choice(TARGETS), default=TARGETS)
+@click.option("--model", required=True, help="The checkpoint to export.")
+@click.option(
+    "--text", required=True, type=PATH, help="The text to score, plain or .gz, 60,000 characters or more."
+)
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    type=click.Choice(TARGETS),
+    default=TARGETS,
+    help="Export for this engine; may be given several times.",
+)
 @json_option
 @report_errors
 def perplexity(model: str, text: Path, targets: tuple[str, ...], json_file: Path | None) -> None:

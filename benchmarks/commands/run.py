@@ -31,12 +31,12 @@ Examples:
     default="128,512",
     type=int_list,
     metavar="N,N,...",
-    help="Tokens of the prompts.",
+    help="Lengths of the prompts, in tokens.",
 )
-@click.option("--new-tokens", default=32, type=click.IntRange(min=2), help="Of every repeat.")
+@click.option("--new-tokens", default=32, type=click.IntRange(min=2), help="Tokens that every repeat makes.")
 @click.option("--repeat", default=5, type=click.IntRange(min=1), help="Rounds, after one warm-up.")
-@click.option("--threads", type=click.IntRange(min=1), help="All cores without it.")
-@click.option("--device", default="CPU", help="CPU, GPU, NPU or cuda.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads to compute with; all cores without it.")
+@click.option("--device", default="CPU", help="The device to run on: CPU, GPU, NPU or cuda.")
 @click.option("--chip", default="auto", metavar="ID", help="Whose roofline and predictions; see chips.")
 @click.option("-o", "--output", type=PATH, help="Write the report here, one HTML file.")
 @click.option("--markdown", type=PATH, help="Write it as Markdown, too.")

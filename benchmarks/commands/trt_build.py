@@ -26,12 +26,22 @@ Examples:
     multiple=True,
     default=("int4",),
     type=click.Choice(["int4", "int8", "fp16"]),
-    help="Of the random weights; may be given several times.",
+    help="Format of the random weights; may be given several times.",
 )
-@click.option("--sm", "sms", multiple=True, type=int, default=(86, 89), help="Compute capability times ten.")
+@click.option(
+    "--sm",
+    "sms",
+    multiple=True,
+    type=int,
+    default=(86, 89),
+    help="Compute capability times ten to build for; may be given several times.",
+)
 @click.option("--context", default=4096, type=click.IntRange(min=1), help="Rows of the cache.")
 @click.option(
-    "--attention", default="dense", type=click.Choice(["dense", "sparse"]), help="InfLLM-V2 or not."
+    "--attention",
+    default="dense",
+    type=click.Choice(["dense", "sparse"]),
+    help="Attention of the model; sparse is InfLLM-V2.",
 )
 @cache_option
 @json_option
