@@ -20,6 +20,7 @@ from cpm_edge.plugins.native import ThreadPool
 
 Floats = npt.NDArray[np.float32]
 CHUNK = 512
+KERNEL_CHUNK = 48  # kLinearChunk of plugins/csrc/kernels/linear_attention.h
 DECODES = 20  # steps of one sample, each on a state of its own
 
 
@@ -43,10 +44,25 @@ class LinearAttentionResult:
         """float32 operations of the recurrence over ``rows`` rows: state update and output, two each."""
         return 4 * self.rows * self.heads * self.size * self.size
 
+    @property
+    def operations_in_chunks(self) -> int:
+        """The same with the two products within a chunk, of which only pairs of causal rows are counted."""
+        whole, rest = divmod(self.rows, KERNEL_CHUNK)
+        pairs = whole * KERNEL_CHUNK * (KERNEL_CHUNK + 1) // 2 + rest * (rest + 1) // 2
+        return self.operations + 4 * pairs * self.heads * self.size
+
+    def least(self, limits: Limits) -> dict[str, Samples]:
+        """Seconds below which the prefill cannot be while every operation is a multiply-add at the peak."""
+        counted = {
+            "least at the peak, products with the state": self.operations,
+            f"least at the peak, in chunks of {KERNEL_CHUNK} rows": self.operations_in_chunks,
+        }
+        return {name: Samples([operations / limits.flops]) for name, operations in counted.items()}
+
     def table(self, limits: Limits) -> Table:
         table = Table("", "rows", "ms", "GFLOP/s", "of peak", "ours is faster by",
                       title=f"linear attention, {self.heads} heads of {self.size}")  # fmt: skip
-        for row, samples in self.prefill.items():
+        for row, samples in {**self.prefill, **self.least(limits)}.items():
             rate = self.operations / samples.median
             cells = [f"{rate / 1e9:.0f}", f"{rate / limits.flops:.0%}", ratio(samples, self.prefill["ours"])]
             table.add_row(row, str(self.rows), _ms(samples), *cells)

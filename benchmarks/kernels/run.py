@@ -64,6 +64,9 @@ def run(shape: Shape, settings: Settings) -> Report:
         )
         report.tables += [result.table(limits), result.decode_table(limits)]
         report.results["linear_attention"] = result.to_json()
+        report.results["linear_attention"]["least_seconds"] = {
+            name: samples.median for name, samples in result.least(limits).items()
+        }
     report.notes.append(limits.note())
     report.results["limits"] = limits.to_json()
     return report
