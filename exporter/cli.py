@@ -16,6 +16,7 @@ from cpm_edge.exporter.options import (
     ACTIVATIONS,
     ATTENTION,
     CALIBRATION_TOKENS,
+    DAMPING,
     DEVICES,
     ENGINES,
     FLAVOURS,
@@ -127,6 +128,18 @@ def _list_models(context: click.Context, _: click.Parameter, value: bool) -> Non
     type=click.IntRange(0, 16),
     help="Leave the first positions of every sequence out of what calibration minimises; 4 is the P-GPTQ of "
     "the MiniCPM4 report.",
+)
+@click.option(
+    "--act-order/--no-act-order",
+    default=True,
+    help="gptq: columns with the largest inputs first; they keep their places in either case.",
+)
+@click.option(
+    "--damping",
+    default=DAMPING,
+    type=click.FloatRange(0, 1, min_open=True),
+    help="gptq: added to the diagonal of the second moments, as a share of its mean; more trusts the "
+    "text less.",
 )
 @click.option(
     "--ratio",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cpm_edge.quant.hessian import DAMPING
+
 TARGETS = ("ort", "aipc", "jetson", "rtx")
 # Targets whose graph becomes a TensorRT engine on the device.
 ENGINES = ("jetson", "rtx")
@@ -36,6 +38,8 @@ class ExportOptions:
     dataset: Path | None = None
     calibration_tokens: int = CALIBRATION_TOKENS
     skip_positions: int = 0
+    act_order: bool = True
+    damping: float = DAMPING
     ratio: float = 1.0
     save_checkpoint: Path | None = None
     attention: str = "auto"

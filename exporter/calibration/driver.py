@@ -33,7 +33,7 @@ from cpm_edge.exporter.eager import build_model, empty_cache, load_weights
 from cpm_edge.quant import Scheme
 
 STATE = "calibration.json"
-VERSION = 1  # of what is done: results of another one are not gone on from
+VERSION = 2  # of what is done: results of another one are not gone on from
 
 
 @dataclass(frozen=True)

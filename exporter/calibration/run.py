@@ -60,8 +60,14 @@ def calibrate(plan: Plan, folder: Path, progress: Progress) -> Calibrated:
         CheckpointError: a matrix that cannot be quantized.
     """
     _check(plan)
+    options = plan.options
     settings = Settings(
-        plan.options.method, plan.options.calibration_tokens, plan.options.ratio, plan.options.skip_positions
+        options.method,
+        options.calibration_tokens,
+        options.ratio,
+        options.skip_positions,
+        options.act_order,
+        options.damping,
     )
     sequences = read_sequences(
         plan.options.dataset, plan.checkpoint, settings, plan.config.vocab_size, plan.max_context
