@@ -6,6 +6,7 @@ import click
 
 from cpm_edge.benchmarks.commands.accuracy import accuracy
 from cpm_edge.benchmarks.commands.agreement import agreement
+from cpm_edge.benchmarks.commands.calibration import calibration
 from cpm_edge.benchmarks.commands.checkpoint import checkpoint
 from cpm_edge.benchmarks.commands.chips import chips_command
 from cpm_edge.benchmarks.commands.context import context
@@ -42,7 +43,19 @@ def main() -> None:
 
 for command in (
     *(run, compare, accuracy, chips_command),
-    *(peers, context, kernels, gpu_check, agreement, perplexity, export, trace, checkpoint, trt_build),
+    *(
+        peers,
+        context,
+        kernels,
+        gpu_check,
+        agreement,
+        perplexity,
+        calibration,
+        export,
+        trace,
+        checkpoint,
+        trt_build,
+    ),
 ):
     main.add_command(command)
 
