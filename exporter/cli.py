@@ -16,7 +16,6 @@ from cpm_edge.exporter.options import (
     ACTIVATIONS,
     ATTENTION,
     CALIBRATION_TOKENS,
-    DAMPING,
     DEVICES,
     ENGINES,
     FLAVOURS,
@@ -28,6 +27,7 @@ from cpm_edge.exporter.options import (
     ExportOptions,
 )
 from cpm_edge.exporter.packages import check_packages
+from cpm_edge.quant.hessian import DAMPING
 from cpm_edge.runtimes.console import report_errors
 
 EXAMPLES = """

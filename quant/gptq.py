@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpm_edge.quant.formats import Quantized, WeightFormat
-from cpm_edge.quant.hessian import DAMPING, factorise, permute
+from cpm_edge.quant.hessian import DAMPING, factorise, permute, restore
 from cpm_edge.quant.refine import Columns, refine
 from cpm_edge.quant.scales import Floats
 
@@ -81,8 +81,9 @@ def gptq(
         high=(1 << grid.scheme.bits) - 1,
     )
     cost = _feed_back(columns, hessian)
+    restore(hessian, diagonal)
     for _ in range(refinements):
-        cost -= refine(columns, hessian, diagonal)
+        cost -= refine(columns, hessian)
     placed = np.empty((rows, cols), np.uint8)
     placed[:, order] = columns.codes.T
     scales = np.ascontiguousarray(columns.scales.T)

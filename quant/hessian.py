@@ -120,12 +120,13 @@ def factorise(hessian: Floats, damping: float = DAMPING) -> float:
                     hint="use more or other calibration text",
                 ) from None
             share = min(10 * share, _MOST_DAMPING)
-            _restore(hessian)
+            restore(hessian, diagonal)
 
 
-def _restore(hessian: Floats) -> None:
-    """The upper triangle again, from the lower one."""
+def restore(hessian: Floats, diagonal: Floats) -> None:
+    """H again, in place, after ``factorise``: its upper triangle from the lower one, and the diagonal."""
     mirror(hessian.T)
+    np.fill_diagonal(hessian, diagonal)
 
 
 def _upper_factor(matrix: Floats) -> None:

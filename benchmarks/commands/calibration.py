@@ -14,8 +14,7 @@ EXAMPLES = """
 \b
 Examples:
   cpm-bench calibration --model SmolLM2-135M-Instruct.Q4_1.gguf --text TEXT.gz --dataset OTHER.txt
-  cpm-bench calibration --model MODEL --text TEXT.txt --method gptq --group-size 64 \\
-    --nncf-python VENV/bin/python --json calibration.json
+  cpm-bench calibration --model MODEL --text TEXT.txt --nncf-python VENV/bin/python --json table.json
   cpm-bench calibration --model MODEL.F16.gguf --text TEXT.txt --method rtn --other MODEL.Q4_K_M.gguf
 """
 

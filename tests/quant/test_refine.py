@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +21,7 @@ def damped(moment: Floats, share: float) -> Floats:
     return moment + np.float32(share * moment.diagonal().mean()) * np.eye(len(moment), dtype=np.float32)
 
 
-def cost_of(weight: Floats, matrix: Quantized, moment: Floats) -> Floats:
+def cost_of(weight: Floats, matrix: Quantized, moment: Floats) -> npt.NDArray[np.float64]:
     return output_power(weight - matrix.dequantize(), moment)
 
 
