@@ -40,10 +40,10 @@ class Columns(NamedTuple):
 
     def of_rows(self, rows: slice) -> Columns:
         """Some rows of the matrix; they are not copied."""
-        errors, codes, scales, zeros = (
-            array[:, rows] for array in (self.errors, self.codes, self.scales, self.zeros)
+        part = (slice(None), rows)
+        return self._replace(
+            errors=self.errors[part], codes=self.codes[part], scales=self.scales[part], zeros=self.zeros[part]
         )
-        return Columns(errors, codes, self.group, scales, zeros, self.low, self.high)
 
 
 def refine(columns: Columns, hessian: Floats) -> npt.NDArray[np.float64]:
