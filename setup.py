@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -70,6 +71,12 @@ ISA = {
 class BuildNative(build_ext):
     """Builds plain shared libraries, loaded by path: no Python API in them."""
 
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # -j N is for the sources of one library: the libraries themselves are linked with one another.
+        self.compilers = self.parallel if type(self.parallel) is int else _cores()
+        self.parallel = None
+
     def get_ext_filename(self, fullname: str) -> str:
         *folders, name = fullname.split(".")
         file = f"{name}.dll" if os.name == "nt" else f"lib{name}.so"
@@ -123,18 +130,12 @@ class BuildNative(build_ext):
         return GNU + SANITIZE
 
     def _build_kernels(self, output: Path) -> None:
-        objects: list[str] = []
+        jobs: list[tuple[Path, list[str]]] = []
         for source in [*sorted(SOURCES.glob("*.cpp")), *sorted((SOURCES / "kernels").glob("*.cpp"))]:
             isa = next((flags for ending, flags in ISA.items() if source.stem.endswith(ending)), None)
-            if isa is not None and not X86:
-                continue
-            objects += self.compiler.compile(
-                [str(source)],
-                output_dir=self.build_temp,
-                macros=[("CPM_X86", "1")] if X86 else [],
-                include_dirs=[str(SOURCES)],
-                extra_postargs=[*self._flags(), *(isa[self._msvc] if isa else [])],
-            )
+            if isa is None or X86:
+                jobs.append((source, isa[self._msvc] if isa else []))
+        objects = self._compile(jobs, macros=[("CPM_X86", "1")] if X86 else [])
         # With a name of its own the extension finds it beside itself, wherever both were built.
         self._link(objects, output, [f"-Wl,-soname,{output.name}"])
 
@@ -143,17 +144,9 @@ class BuildNative(build_ext):
 
         The names of its libraries carry the exact version: the extension fits no other.
         """
-        objects = self.compiler.compile(
-            [str(path) for path in sorted((SOURCES / "openvino").glob("*.cpp"))],
-            output_dir=self.build_temp,
-            include_dirs=[str(SOURCES)],
-            # As system headers, whose warnings nobody here can act on.
-            extra_postargs=[
-                *self._flags(),
-                "/external:I" if self._msvc else "-isystem",
-                str(package / "include"),
-            ],
-        )
+        # As system headers, whose warnings nobody here can act on.
+        headers = ["/external:I" if self._msvc else "-isystem", str(package / "include")]
+        objects = self._compile([(path, headers) for path in sorted((SOURCES / "openvino").glob("*.cpp"))])
         names = ("openvino", "openvino_onnx_frontend")
         libraries = [
             path for name in names for path in sorted((package / "libs").glob(f"lib{name}.so.*"))[:1]
@@ -183,11 +176,37 @@ class BuildNative(build_ext):
                 f"{compiler}: expected at most {NEWEST} of JetPack 6.2, got {', '.join(newer)}"
             )
 
+    def _compile(
+        self, jobs: list[tuple[Path, list[str]]], macros: list[tuple[str, str]] | None = None
+    ) -> list[str]:
+        """Object files of sources, each with further flags of its own, compiled side by side."""
+
+        def compile_one(job: tuple[Path, list[str]]) -> list[str]:
+            source, flags = job
+            return self.compiler.compile(
+                [str(source)],
+                output_dir=self.build_temp,
+                macros=macros or [],
+                include_dirs=[str(SOURCES)],
+                extra_postargs=[*self._flags(), *flags],
+            )
+
+        # setuptools sets MSVC up in its first call, and not for several threads.
+        with ThreadPoolExecutor(1 if self._msvc else self.compilers) as pool:
+            return [name for names in pool.map(compile_one, jobs) for name in names]
+
     def _link(self, objects: list[str], output: Path, flags: list[str] | None = None) -> None:
         extra = [] if self._msvc else ["-pthread", *SANITIZE, *(flags or [])]
         self.compiler.link_shared_object(
             objects, str(output), output_dir=None, extra_postargs=extra, target_lang="c++"
         )
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _compiler(machine: str) -> str:
