@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from cpm_edge.benchmarks.commands.options import PATH, SETTINGS, int_list, json_option
+from cpm_edge.exporter.console import warnings_printed
 from cpm_edge.exporter.options import CALIBRATION_TOKENS, METHODS
 from cpm_edge.runtimes.console import report_errors
 
@@ -20,15 +21,34 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES, context_settings=SETTINGS)
-@click.option("--model", required=True, help="The checkpoint.")
+@click.option("--model", required=True, help="The checkpoint: a folder, a Hugging Face id or a GGUF file.")
 @click.option("--text", required=True, type=PATH, help="What is scored, plain or .gz.")
 @click.option("--dataset", type=PATH, help="Calibration text, as for cpm-export; not a part of --text.")
-@click.option("--calibration-tokens", default=CALIBRATION_TOKENS, type=click.IntRange(min=32))
-@click.option("--method", "methods", multiple=True, type=click.Choice(METHODS), default=METHODS)
 @click.option(
-    "--group-size", "groups", default="32,64", type=int_list, metavar="N,N", help="Columns a scale."
+    "--calibration-tokens",
+    default=CALIBRATION_TOKENS,
+    type=click.IntRange(min=32),
+    help="Tokens of --dataset, at most.",
 )
-@click.option("--nncf-python", type=PATH, help="Python of a venv with nncf and openvino; none: without NNCF.")
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    type=click.Choice(METHODS),
+    default=METHODS,
+    help="A calibration method; repeat the option for several.",
+)
+@click.option(
+    "--group-size",
+    "groups",
+    default="32,64",
+    type=int_list,
+    metavar="N,N",
+    help="How many columns share a scale, in one or several group sizes.",
+)
+@click.option(
+    "--nncf-python", type=PATH, help="The Python of a venv with nncf and openvino; none: without NNCF."
+)
 @click.option(
     "--other",
     "others",
@@ -57,9 +77,11 @@ def calibration(
 ) -> None:
     """Perplexity and divergence of every calibration method, beside NNCF and other formats, on one text."""
     from cpm_edge.benchmarks.calibration.run import Request, run
+    from cpm_edge.benchmarks.programs import check_program
     from cpm_edge.benchmarks.report import check_file
 
     check_file(json_file)
+    check_program("--nncf-python", nncf_python)
     request = Request(
         model,
         text,
@@ -73,4 +95,6 @@ def calibration(
         nncf_python,
         others,
     )
-    run(request).publish(json_file)
+    with warnings_printed():
+        report = run(request)
+    report.publish(json_file)
