@@ -87,6 +87,8 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
             if options.needs_calibration:
                 with _timed(seconds, "calibrate"):
                     calibration = _calibrate(plan, progress)
+                if calibration.layer_seconds:
+                    seconds["a layer"] = round(calibration.layer_seconds, 3)
                 plan = prepare(options.after_calibration(), calibration.checkpoint)
             _copy_assets(assets, checkpoint, folder)
             with progress.stage("Tracing the model"), _timed(seconds, "trace"):

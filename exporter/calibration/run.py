@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ class Calibrated:
         store: where these are.
         folder: of the intermediate results, which the checkpoint reads.
         record: what the manifest says about it.
+        layer_seconds: of each layer that was not finished before; 0 when all were.
         sensitivities: the choice of mixed precision; empty when everything is int4.
     """
 
@@ -42,6 +44,7 @@ class Calibrated:
     store: CalibratedStore
     folder: Path
     record: dict[str, Any]
+    layer_seconds: float = 0.0
     sensitivities: list[Sensitivity] = field(default_factory=list)
 
 
@@ -86,7 +89,7 @@ def calibrate(plan: Plan, folder: Path, progress: Progress) -> Calibrated:
     )  # fmt: skip
     total = PASSES * sum(int(np.prod(shape)) for shape in shapes.values())
     with progress.weights(f"Calibrating ({settings.method})", total):
-        layers = _run(job)
+        layers, layer_seconds = _run(job)
     sensitivities = _precision(layers, shapes, settings.ratio)
     kept = [row.name for row in sensitivities if row.kept]
     store, checkpoint = reopen(plan.checkpoint, folder, settings.method, kept)
@@ -104,7 +107,7 @@ def calibrate(plan: Plan, folder: Path, progress: Progress) -> Calibrated:
         "int8": kept,
         "unreached": unreached,
     }
-    return Calibrated(checkpoint, store, folder, record, sensitivities)
+    return Calibrated(checkpoint, store, folder, record, layer_seconds, sensitivities)
 
 
 def reopen(
@@ -142,14 +145,16 @@ def _linear_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _run(job: CalibrationJob) -> list[LayerFile]:
+def _run(job: CalibrationJob) -> tuple[list[LayerFile], float]:
+    """The results of all layers, and how long one took (s)."""
     calibrator = Calibrator(job)
     count = job.config.num_hidden_layers
     if calibrator.resumed:
         message = f"the calibration goes on behind layer {calibrator.resumed} of {count}, where a run ended"
         warnings.warn(message, ExportWarning, stacklevel=3)
+    start = time.perf_counter()
     try:
-        return calibrator.run()
+        layers = calibrator.run()
     except QuantError as error:
         raise ExportError(error.message, hint=error.hint) from error
     finally:
@@ -157,6 +162,8 @@ def _run(job: CalibrationJob) -> list[LayerFile]:
         if 0 < done < count:
             message = f"{done} of {count} layers are calibrated; the same command goes on from {job.folder}"
             warnings.warn(message, ExportWarning, stacklevel=3)
+    worked = count - calibrator.resumed
+    return layers, (time.perf_counter() - start) / worked if worked else 0.0
 
 
 def _precision(

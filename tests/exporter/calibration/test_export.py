@@ -76,6 +76,7 @@ def test_the_command_line(bench: Bench) -> None:
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert report["weights"]["calibration"]["skipped"] == 4
+    assert 0 < report["seconds"]["a layer"] < report["seconds"]["calibrate"]
     kept = [row["name"] for row in report["sensitivities"] if row["kept"]]
     assert kept
     assert kept == report["weights"]["calibration"]["int8"]
