@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import hypothesis
+import numpy as np
 import pytest
 
 if TYPE_CHECKING:
@@ -31,6 +32,15 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundles]:
         patch.setattr("cpm_edge.exporter.trace.trace", trace_once())
         patch.setattr(f"{TORCH_TABLE}.from_torchlib", torch_functions_once())
         yield Bundles(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item) -> None:
+    """Make numpy's numbers among recorded properties Python's: others cannot be sent between processes."""
+    item.user_properties[:] = [
+        (name, value.item() if isinstance(value, np.generic) else value)
+        for name, value in item.user_properties
+    ]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
