@@ -27,7 +27,6 @@ from cpm_edge.exporter.options import (
     ExportOptions,
 )
 from cpm_edge.exporter.packages import check_packages
-from cpm_edge.quant.hessian import DAMPING
 from cpm_edge.runtimes.console import report_errors
 
 EXAMPLES = """
@@ -136,10 +135,10 @@ def _list_models(context: click.Context, _: click.Parameter, value: bool) -> Non
 )
 @click.option(
     "--damping",
-    default=DAMPING,
     type=click.FloatRange(0, 1, min_open=True),
-    help="gptq: added to the diagonal of the second moments, as a share of its mean; more trusts the "
-    "text less.",
+    show_default=False,
+    help="gptq: added to the diagonal of the second moments, as a share of its mean; more trusts the text "
+    "less. Default: 0.01.",
 )
 @click.option(
     "--ratio",

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cpm_edge.quant.hessian import DAMPING
-
 TARGETS = ("ort", "aipc", "jetson", "rtx")
 # Targets whose graph becomes a TensorRT engine on the device.
 ENGINES = ("jetson", "rtx")
@@ -39,7 +37,7 @@ class ExportOptions:
     calibration_tokens: int = CALIBRATION_TOKENS
     skip_positions: int = 0
     act_order: bool = True
-    damping: float = DAMPING
+    damping: float | None = None
     ratio: float = 1.0
     save_checkpoint: Path | None = None
     attention: str = "auto"

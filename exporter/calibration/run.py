@@ -22,6 +22,7 @@ from cpm_edge.exporter.errors import ExportError, ExportWarning
 from cpm_edge.exporter.progress import Progress
 from cpm_edge.exporter.weights import ModelWeights, tensor_class
 from cpm_edge.quant import QuantError, Scheme, TensorClass, WeightFormat
+from cpm_edge.quant.hessian import DAMPING
 
 if TYPE_CHECKING:
     from cpm_edge.exporter.export import Plan
@@ -70,7 +71,7 @@ def calibrate(plan: Plan, folder: Path, progress: Progress) -> Calibrated:
         options.ratio,
         options.skip_positions,
         options.act_order,
-        options.damping,
+        DAMPING if options.damping is None else options.damping,
     )
     sequences = read_sequences(
         plan.options.dataset, plan.checkpoint, settings, plan.config.vocab_size, plan.max_context
