@@ -93,7 +93,7 @@ def _read(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ExportError(f"--dataset {path}: expected a file of at most {MAX_BYTES >> 20} MiB")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ExportError(f"--dataset {path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -108,7 +108,7 @@ def _documents(text: str, name: str, lines: bool) -> Iterator[str | list[Mapping
     if not lines:
         yield text
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # JSON strings may hold other line separators
         if not line.strip():
             continue
         try:

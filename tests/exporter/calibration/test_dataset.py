@@ -63,6 +63,18 @@ def test_fewer_tokens_than_a_sequence_are_asked_for(bench: Bench) -> None:
     assert read(bench, None, 40).ids.shape == (1, 40)
 
 
+def test_lines_end_at_line_feeds_alone_and_a_byte_order_mark_is_none_of_them(
+    bench: Bench, tmp_path: Path
+) -> None:
+    path = tmp_path / "lines.jsonl"
+    texts = [WORDS + "\u2028", "\x85" + WORDS]
+    lines = "\r\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts)
+    path.write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    joined = tmp_path / "joined.txt"
+    joined.write_text("".join(texts), encoding="utf-8", newline="")
+    np.testing.assert_array_equal(read_quietly(bench, path).ids, read_quietly(bench, joined).ids)
+
+
 def test_conversations_go_through_the_template(bench: Bench, tmp_path: Path) -> None:
     path = tmp_path / "chats.jsonl"
     lines = [
