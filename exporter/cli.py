@@ -253,6 +253,10 @@ def _check_usage(arguments: dict[str, Any], for_plans: dict[str, object]) -> Non
     for option, value in for_plans.items():
         if value is not None:
             raise click.UsageError(f"{option}: expected together with --plan, got {value}")
+    if arguments["dataset"] is not None and not ExportOptions(**arguments).needs_calibration:
+        raise click.UsageError("--dataset: expected together with --method awq, gptq or gptq+awq, or --ratio")
+    if arguments["save_checkpoint"] is not None and arguments["save_checkpoint"] == arguments["output"]:
+        raise click.UsageError("--save-checkpoint: expected another folder than -o")
 
 
 def _print_summary(result: Any) -> None:

@@ -60,6 +60,21 @@ def test_a_folder_for_the_checkpoint_that_exists_is_refused_before_any_work(benc
         export(bench.options("tied-mha", save_checkpoint=taken), Progress(enabled=False))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dataset", "text.txt"], "--dataset: expected together with --method"),
+        (
+            ["--method", "gptq", "--save-checkpoint", "out"],
+            "--save-checkpoint: expected another folder than -o",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together(options: list[str], message: str) -> None:
+    result = CliRunner().invoke(main, ["--model", "m", "--target", "ort", "-o", "out", *options])
+    assert result.exit_code == 2 and message in result.stderr
+
+
 def test_the_command_line(bench: Bench) -> None:
     output = bench.root / "cli"
     arguments = [
