@@ -123,10 +123,10 @@ def _list_models(context: click.Context, _: click.Parameter, value: bool) -> Non
 )
 @click.option(
     "--skip-positions",
-    default=0,
     type=click.IntRange(0, 16),
-    help="Leave the first positions of every sequence out of what calibration minimises; 4 is the P-GPTQ of "
-    "the MiniCPM4 report.",
+    show_default=False,
+    help="Leave the first positions of every sequence out of what calibration minimises. Default: 4, the "
+    "P-GPTQ of the MiniCPM4 report; 0 for Llama models, whose first token carries the attention sink.",
 )
 @click.option(
     "--act-order/--no-act-order",
@@ -143,7 +143,7 @@ def _list_models(context: click.Context, _: click.Parameter, value: bool) -> Non
 @click.option(
     "--ratio",
     default=1.0,
-    type=click.FloatRange(0, 1),
+    type=click.FloatRange(0, 1, min_open=True),
     help="Share of the linear weights that become int4; the most sensitive matrices of the rest stay int8.",
 )
 @click.option(
@@ -190,7 +190,9 @@ def _list_models(context: click.Context, _: click.Parameter, value: bool) -> Non
     type=click.IntRange(min=1),
     help="How many; more than dense_len to compare sparse attention too, which takes long.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
+@click.option(
+    "--overwrite", is_flag=True, help="Replace an existing bundle, and the folder of --save-checkpoint."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, no progress.")
 @click.option(
     "--list-models", is_flag=True, is_eager=True, expose_value=False, callback=_list_models,
@@ -253,10 +255,32 @@ def _check_usage(arguments: dict[str, Any], for_plans: dict[str, object]) -> Non
     for option, value in for_plans.items():
         if value is not None:
             raise click.UsageError(f"{option}: expected together with --plan, got {value}")
-    if arguments["dataset"] is not None and not ExportOptions(**arguments).needs_calibration:
-        raise click.UsageError("--dataset: expected together with --method awq, gptq or gptq+awq, or --ratio")
+    _check_calibration(arguments)
     if arguments["save_checkpoint"] is not None and arguments["save_checkpoint"] == arguments["output"]:
         raise click.UsageError("--save-checkpoint: expected another folder than -o")
+
+
+def _check_calibration(arguments: dict[str, Any]) -> None:
+    """Options that choose how to calibrate are for exports that do.
+
+    Raises:
+        click.UsageError: one that would be ignored.
+    """
+    given = {
+        "--dataset": arguments["dataset"] is not None,
+        "--calibration-tokens": arguments["calibration_tokens"] != CALIBRATION_TOKENS,
+        "--skip-positions": arguments["skip_positions"] is not None,
+    }
+    for_gptq = {"--no-act-order": not arguments["act_order"], "--damping": arguments["damping"] is not None}
+    calibrates = ExportOptions(**arguments).needs_calibration
+    for option, is_given in given.items():
+        if is_given and not calibrates:
+            raise click.UsageError(
+                f"{option}: expected together with --method awq, gptq or gptq+awq, or --ratio"
+            )
+    for option, is_given in for_gptq.items():
+        if is_given and "gptq" not in arguments["method"]:
+            raise click.UsageError(f"{option}: expected together with --method gptq or gptq+awq")
 
 
 def _print_summary(result: Any) -> None:

@@ -77,7 +77,7 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
         output = AtomicFolder(options.output, options.overwrite)
         output.check()  # nobody wants to learn that after a download, or after hours of calibration
         if options.save_checkpoint is not None:
-            AtomicFolder(options.save_checkpoint).check()
+            _check_saved(options)
     with open_checkpoint(options.model, revision=options.revision) as checkpoint:
         plan = prepare(options, checkpoint)
         assets = checkpoint.assets()
@@ -117,6 +117,8 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
             files = dict(sorted({**manifest.files, card.name: hash_file(card)}.items()))
             manifest = dataclasses.replace(manifest, files=files)
             write_manifest(folder, manifest)
+            if calibration is not None:
+                _save(calibration, options, progress)
         if calibration is not None:
             shutil.rmtree(calibration.folder)
         return ExportResult(
@@ -126,13 +128,23 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
 
 def _calibrate(plan: Plan, progress: Progress) -> Calibrated:
     from cpm_edge.exporter.calibration.run import calibrate
+
+    output = plan.options.output
+    return calibrate(plan, output.parent / f".{output.name}.calibration", progress)
+
+
+def _save(calibration: Calibrated, options: ExportOptions, progress: Progress) -> None:
     from cpm_edge.exporter.calibration.save import save_checkpoint
 
-    output, saved = plan.options.output, plan.options.save_checkpoint
-    calibration = calibrate(plan, output.parent / f".{output.name}.calibration", progress)
-    if saved is not None:
-        save_checkpoint(calibration, saved, progress)
-    return calibration
+    if options.save_checkpoint is not None:
+        save_checkpoint(calibration, options.save_checkpoint, progress, options.overwrite)
+
+
+def _check_saved(options: ExportOptions) -> None:
+    from cpm_edge.exporter.calibration.save import output_of
+
+    assert options.save_checkpoint is not None
+    output_of(options.save_checkpoint, options.overwrite).check()
 
 
 def prepare(options: ExportOptions, checkpoint: Checkpoint) -> Plan:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jinja2
 
+from cpm_edge.quant import WeightFormat
 from cpm_edge.runtimes.manifest import Manifest
 
 TEMPLATE = """\
@@ -53,7 +54,9 @@ def linear_layers(weights: dict[str, Any]) -> str:
     """
     stored, share = weights["linear_bytes"], weights["linear_bytes"] / weights["linear_parameters"] / 2
     if calibration := weights.get("calibration"):
-        by = f" by {calibration['method']} on {calibration['tokens']} tokens"
+        four_bits = weights["linear"].startswith(WeightFormat.INT4.value)
+        by = "" if four_bits else ", others int4"
+        by += f" by {calibration['method']} on {calibration['tokens']} tokens"
         return f"{weights['linear']}{by}, {stored / 1e6:.1f} MB, {share:.1%} of bf16"
     origins = weights.get("taken_from", {})
     named = ", ".join(name for name in origins if name != "ternary")

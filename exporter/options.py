@@ -35,7 +35,7 @@ class ExportOptions:
     method: str = "rtn"
     dataset: Path | None = None
     calibration_tokens: int = CALIBRATION_TOKENS
-    skip_positions: int = 0
+    skip_positions: int | None = None
     act_order: bool = True
     damping: float | None = None
     ratio: float = 1.0

@@ -28,18 +28,29 @@ class AtomicFolder:
     Args:
         final: the folder to make. Missing parents are made, and removed again on failure.
         overwrite: replace an existing bundle (or an empty folder).
+        option: that chose ``final``, for error messages.
+        marker: a file that shows that a folder may be replaced; a bundle's manifest.
 
     Raises (on entering):
         BundleError: ``final`` exists and may not be replaced, or another process is writing it now.
     """
 
-    def __init__(self, final: str | os.PathLike[str], overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        final: str | os.PathLike[str],
+        overwrite: bool = False,
+        *,
+        option: str = "-o",
+        marker: str = MANIFEST,
+    ) -> None:
         # Resolved, so that a link to a bundle on another disk is replaced where it is.
         self.final = Path(final).resolve()
         self.overwrite = overwrite
+        self.option = option
+        self.marker = marker
         self.partial = self.final.parent / f".{self.final.name}.partial"
         self._old = self.final.parent / f".{self.final.name}.old"
-        self._lock = _Lock(self.final.parent / f".{self.final.name}.lock")
+        self._lock = _Lock(self.final.parent / f".{self.final.name}.lock", option)
         self._made_parents: list[Path] = []
         self._term = _TerminateAsExit()
 
@@ -89,13 +100,14 @@ class AtomicFolder:
         if not self.overwrite:
             raise BundleError(
                 f"the output {self.final} exists already",
-                hint="Choose another -o, or replace it with --overwrite.",
+                hint=f"Choose another {self.option}, or replace it with --overwrite.",
             )
-        is_bundle = (self.final / MANIFEST).is_file()
-        if not is_bundle and not (self.final.is_dir() and not any(self.final.iterdir())):
+        ours = (self.final / self.marker).is_file()
+        if not ours and not (self.final.is_dir() and not any(self.final.iterdir())):
+            kind = "a bundle" if self.marker == MANIFEST else "one that this option wrote"
             raise BundleError(
-                f"will not overwrite {self.final}: it is not a bundle (it has no {MANIFEST})",
-                hint="Choose another -o, or remove it yourself.",
+                f"will not overwrite {self.final}: it is not {kind} (it has no {self.marker})",
+                hint=f"Choose another {self.option}, or remove it yourself.",
             )
 
     def _recover(self) -> None:
@@ -136,8 +148,9 @@ class AtomicFolder:
 class _Lock:
     """A lock file that the system releases when its process ends, however it ends."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, option: str) -> None:
         self._path = path
+        self._option = option
         self._fd: int | None = None
 
     def acquire(self) -> None:
@@ -148,7 +161,7 @@ class _Lock:
                 os.close(fd)
                 raise BundleError(
                     f"another export is writing this output now{owner}",
-                    hint="Wait for it to end, or choose another -o.",
+                    hint=f"Wait for it to end, or choose another {self._option}.",
                 )
             if _same_file(fd, self._path):
                 break

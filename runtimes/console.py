@@ -39,7 +39,7 @@ def report_errors(command: Callable[P, R]) -> Callable[P, R]:
             print_error(error)
             sys.exit(1)
         except KeyboardInterrupt:
-            print_error(CpmEdgeError("interrupted", hint="nothing was written; run the command again"))
+            print_error(CpmEdgeError("interrupted", hint="run the command again"))
             sys.exit(1)
         except BrokenPipeError:
             # Python flushes stdout at exit and would complain once more.

@@ -64,8 +64,9 @@ def read_sequences(
     text = default_text() if path is None else _read(path)
     tokenizer, template = _tokenizer(checkpoint)
     ids: list[int] = []
-    for document in _documents(text, name, path is not None and path.suffix.lower() in (".jsonl", ".json")):
-        ids += tokenizer.encode(_as_text(document, template, name))
+    lines = path is not None and path.suffix.lower() in (".jsonl", ".json")
+    for where, document in _documents(text, f"--dataset {name}", lines):
+        ids += tokenizer.encode(_as_text(document, template, where))
     ids = [token for token in ids if token < vocab_size]
     length = min(SEQUENCE, longest, settings.tokens, len(ids))
     if length < min(LEAST_TOKENS, longest):
@@ -103,10 +104,10 @@ def _read(path: Path) -> str:
     return text
 
 
-def _documents(text: str, name: str, lines: bool) -> Iterator[str | list[Mapping[str, Any]]]:
-    """Texts and conversations of a file."""
+def _documents(text: str, name: str, lines: bool) -> Iterator[tuple[str, str | list[Mapping[str, Any]]]]:
+    """Texts and conversations of a file, each with its place for error messages."""
     if not lines:
-        yield text
+        yield name, text
         return
     for number, line in enumerate(text.split("\n"), 1):  # JSON strings may hold other line separators
         if not line.strip():
@@ -114,25 +115,49 @@ def _documents(text: str, name: str, lines: bool) -> Iterator[str | list[Mapping
         try:
             value = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise ExportError(f"--dataset {name}, line {number}: not JSON: {error}", hint=_FORMATS) from error
-        content = value.get("messages", value.get("text")) if isinstance(value, dict) else None
-        if not isinstance(content, str | list) or not content:
-            raise ExportError(f"--dataset {name}, line {number}: no text and no messages", hint=_FORMATS)
-        yield content
+            raise ExportError(f"{name}, line {number}: not JSON: {error}", hint=_FORMATS) from error
+        yield f"{name}, line {number}", _content_of(value, f"{name}, line {number}")
 
 
-def _as_text(document: str | list[Mapping[str, Any]], template: ChatTemplate | None, name: str) -> str:
+def _content_of(value: Any, where: str) -> str | list[Mapping[str, Any]]:
+    """The text of a line, or its conversation."""
+    entry = value if isinstance(value, dict) else {}
+    text, messages = entry.get("text"), entry.get("messages")
+    if isinstance(messages, list) and messages:
+        for index, message in enumerate(messages):
+            if not _is_message(message):
+                expected = "expected {'role': ..., 'content': ...}"
+                raise ExportError(
+                    f"{where}: messages[{index}]: {expected}, got {message!r:.80}", hint=_FORMATS
+                )
+        return messages
+    if messages is None and isinstance(text, str) and text:
+        return text
+    raise ExportError(f"{where}: no text and no messages", hint=_FORMATS)
+
+
+def _is_message(value: Any) -> bool:
+    """Whether a template can read it: contents are texts, lists of parts, or null beside tool calls."""
+    if not isinstance(value, dict) or not isinstance(value.get("role"), str):
+        return False
+    content = value.get("content")
+    return isinstance(content, str | list) or (content is None and bool(value.get("tool_calls")))
+
+
+def _as_text(document: str | list[Mapping[str, Any]], template: ChatTemplate | None, where: str) -> str:
     if isinstance(document, str):
         return document
     if template is None:
         raise ExportError(
-            f"--dataset {name} holds conversations, and the checkpoint has no chat template",
+            f"{where}: a conversation, and the checkpoint has no chat template",
             hint='give lines of {"text": ...} instead',
         )
     try:
         return template.render(document)
     except CpmEdgeError as error:
-        raise ExportError(f"--dataset {name}: {error.message}", hint=error.hint) from error
+        raise ExportError(
+            f"{where}: {error.message}", hint="leave the conversation out, or give its text"
+        ) from error
 
 
 def _tokenizer(checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate | None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from cpm_edge.exporter.eager import build_model, empty_cache, load_weights
 from cpm_edge.quant import Scheme
 
 STATE = "calibration.json"
-VERSION = 2  # of what is done: results of another one are not gone on from
+VERSION = 3  # of what is done: results of another one are not gone on from
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,17 @@ class CalibrationJob:
         }
 
 
+def threads() -> dict[str, int]:
+    """What sums are divided by: the variable that sets a library's number of threads, and the number."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    openmp = os.environ.get("OMP_NUM_THREADS", "")
+    blas = os.environ.get("OPENBLAS_NUM_THREADS") or openmp
+    return {
+        "OMP_NUM_THREADS": torch.get_num_threads(),
+        "OPENBLAS_NUM_THREADS": int(blas) if blas.isdecimal() else cores,
+    }
+
+
 PASSES = 3  # weights are counted for the first pass, the quantization and the second pass
 
 
@@ -82,12 +94,16 @@ class Calibrator:
 
     Attributes:
         resumed: layers that an earlier run had finished.
+        threads: that run's, else this one's (see ``threads``).
+        discarded: layers that a run with other options had left in the folder.
     """
 
     def __init__(self, job: CalibrationJob) -> None:
         self._job = job
         self._model = build_model(job.model_class, job.config, job.rope)
         self._layers = job.config.num_hidden_layers
+        self.threads = threads()
+        self.discarded = 0
         self._open_folder()
         self.resumed = self._finished()
 
@@ -111,14 +127,18 @@ class Calibrator:
         """Leave the folder with this job's results, or none."""
         folder, fingerprint = self._job.folder, self._job.fingerprint()
         state = folder / STATE
-        text = json.dumps(fingerprint, sort_keys=True, indent=1)
-        if state.is_file() and state.read_text(encoding="utf-8") == text:
-            return
+        if state.is_file():
+            earlier = json.loads(state.read_text(encoding="utf-8"))
+            if earlier["job"] == fingerprint:
+                self.threads = earlier["threads"]
+                return
         if folder.exists():
+            self.discarded = len(list(folder.glob("layer-*.safetensors")))
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
         unfinished = state.with_suffix(".partial")
-        unfinished.write_text(text, encoding="utf-8")
+        about = {"job": fingerprint, "threads": self.threads}
+        unfinished.write_text(json.dumps(about, sort_keys=True, indent=1), encoding="utf-8")
         unfinished.replace(state)
 
     def _finished(self) -> int:

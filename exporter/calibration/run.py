@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cpm_edge.exporter.calibration.dataset import read_sequences
-from cpm_edge.exporter.calibration.driver import PASSES, CalibrationJob, Calibrator
+from cpm_edge.exporter.calibration.driver import PASSES, CalibrationJob, Calibrator, threads
+from cpm_edge.exporter.calibration.layout import choose_layout
 from cpm_edge.exporter.calibration.matrices import LayerFile
 from cpm_edge.exporter.calibration.mixed import Sensitivity, choose_precision
 from cpm_edge.exporter.calibration.settings import Settings
 from cpm_edge.exporter.calibration.store import CalibratedStore
 from cpm_edge.exporter.checkpoint import Checkpoint
 from cpm_edge.exporter.errors import ExportError, ExportWarning
+from cpm_edge.exporter.options import ExportOptions
 from cpm_edge.exporter.progress import Progress
+from cpm_edge.exporter.weight_format import note_rounded
 from cpm_edge.exporter.weights import ModelWeights, tensor_class
 from cpm_edge.quant import QuantError, Scheme, TensorClass, WeightFormat
 from cpm_edge.quant.hessian import DAMPING
@@ -69,13 +72,19 @@ def calibrate(plan: Plan, folder: Path, progress: Progress) -> Calibrated:
         options.method,
         options.calibration_tokens,
         options.ratio,
-        options.skip_positions,
+        plan.architecture.skipped if options.skip_positions is None else options.skip_positions,
         options.act_order,
         DAMPING if options.damping is None else options.damping,
     )
     sequences = read_sequences(
         plan.options.dataset, plan.checkpoint, settings, plan.config.vocab_size, plan.max_context
     )
+    length = int(sequences.ids.shape[1])
+    if settings.skipped >= length:
+        raise ExportError(
+            f"--skip-positions: expected fewer than the {length} tokens of a text, got {settings.skipped}",
+            hint="a larger --max-context, or --skip-positions 0",
+        )
     shapes = _linear_shapes(plan.checkpoint)
     weights = ModelWeights(plan.checkpoint, shapes, {}, plan.policy)
     linear = plan.policy.linear
@@ -84,6 +93,9 @@ def calibrate(plan: Plan, folder: Path, progress: Progress) -> Calibrated:
         return weights.scheme(name) if name else linear
 
     rope = plan.config.rope.table(plan.max_context)
+    if options.ratio >= 1:  # else the errors choose first which matrices become integers
+        _check_layout(options, {name: scheme_of(name) for name in shapes}, shapes)
+    note_rounded(weights)
     job = CalibrationJob(
         plan.checkpoint, plan.architecture.model_class(), plan.config, rope, sequences, settings,
         scheme_of, folder, progress.advance,
@@ -94,6 +106,7 @@ def calibrate(plan: Plan, folder: Path, progress: Progress) -> Calibrated:
     sensitivities = _precision(layers, shapes, settings.ratio)
     kept = [row.name for row in sensitivities if row.kept]
     store, checkpoint = reopen(plan.checkpoint, folder, settings.method, kept)
+    _check_layout(options, store.schemes, shapes)
     unreached = [name for layer in layers for name in layer.factors.unreached]
     if unreached:
         message = f"no calibration token reached {len(unreached)} matrices of experts, rounded to nearest: "
@@ -101,7 +114,7 @@ def calibrate(plan: Plan, folder: Path, progress: Progress) -> Calibrated:
     record = {
         **settings.to_json(),
         "tokens": sequences.tokens,
-        "sequence_length": int(sequences.ids.shape[1]),
+        "sequence_length": length,
         "dataset": sequences.name,
         "dataset_sha256": sequences.sha256,
         "most_damping": max(layer.factors.damping for layer in layers),
@@ -138,6 +151,13 @@ def _check(plan: Plan) -> None:
         )
 
 
+def _check_layout(
+    options: ExportOptions, schemes: Mapping[str, Scheme], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    if options.save_checkpoint is not None:
+        choose_layout(options.method, schemes, shapes)
+
+
 def _linear_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     return {
         name: tuple(info.shape)
@@ -153,6 +173,12 @@ def _run(job: CalibrationJob) -> tuple[list[LayerFile], float]:
     if calibrator.resumed:
         message = f"the calibration goes on behind layer {calibrator.resumed} of {count}, where a run ended"
         warnings.warn(message, ExportWarning, stacklevel=3)
+        _warn_of_threads(calibrator)
+    elif calibrator.discarded:
+        message = (
+            f"the {calibrator.discarded} layers in {job.folder} are of other options; all are done again"
+        )
+        warnings.warn(message, ExportWarning, stacklevel=3)
     start = time.perf_counter()
     try:
         layers = calibrator.run()
@@ -161,10 +187,27 @@ def _run(job: CalibrationJob) -> tuple[list[LayerFile], float]:
     finally:
         done = len(list(job.folder.glob("layer-*.safetensors")))
         if 0 < done < count:
-            message = f"{done} of {count} layers are calibrated; the same command goes on from {job.folder}"
+            message = (
+                f"{done} of {count} layers are calibrated; the same command goes on from {job.folder}, and a "
+                "removed folder begins anew"
+            )
             warnings.warn(message, ExportWarning, stacklevel=3)
     worked = count - calibrator.resumed
     return layers, (time.perf_counter() - start) / worked if worked else 0.0
+
+
+def _warn_of_threads(calibrator: Calibrator) -> None:
+    """Sums have another order with other threads: a few codes then differ from an uninterrupted run's."""
+    if calibrator.threads != (now := threads()):
+        then, here = (
+            " ".join(f"{variable}={count}" for variable, count in run.items())
+            for run in (calibrator.threads, now)
+        )
+        message = (
+            f"the finished layers were computed with {then}, this run has {here}: the bytes may differ from "
+            "those of an uninterrupted run"
+        )
+        warnings.warn(message, ExportWarning, stacklevel=4)
 
 
 def _precision(

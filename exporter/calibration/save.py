@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -14,44 +14,30 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import save_file
 
+from cpm_edge.exporter.calibration.layout import AWQ, Layout, choose_layout
 from cpm_edge.exporter.calibration.run import Calibrated
 from cpm_edge.exporter.checkpoint.tensors import DTYPES
 from cpm_edge.exporter.disk import disk_errors
-from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.progress import Progress
 from cpm_edge.quant import Quantized
 from cpm_edge.quant.awq_format import pack_awq
 from cpm_edge.quant.gptq_format import pack_gptq, pack_gptq_zeros
-from cpm_edge.quant.packed import NIBBLES
 from cpm_edge.runtimes.atomic import AtomicFolder
 
 SHARD_BYTES = 1 << 30
-AWQ = "awq"
+RECORD = "calibration.json"
 
 Raw = npt.NDArray[Any]
 
 
-class Layout(NamedTuple):
-    """How the integers of a checkpoint are stored.
-
-    Attributes:
-        method: "gptq" or "awq".
-        group_size: of most matrices.
-        other_groups: group sizes of the others, by module; GPTQ only.
-        integers: modules that are quantized.
-        floats: modules that are not.
-        symmetric: zero point 8 everywhere.
-    """
-
-    method: str
-    group_size: int
-    other_groups: dict[str, int]
-    integers: list[str]
-    floats: list[str]
-    symmetric: bool
+def output_of(folder: Path, overwrite: bool) -> AtomicFolder:
+    """The folder of a saved checkpoint; only one that was saved before is replaced."""
+    return AtomicFolder(folder, overwrite, option="--save-checkpoint", marker=RECORD)
 
 
-def save_checkpoint(calibrated: Calibrated, folder: Path, progress: Progress) -> None:
+def save_checkpoint(
+    calibrated: Calibrated, folder: Path, progress: Progress, overwrite: bool = False
+) -> None:
     """Write the folder whole or not at all.
 
     Method awq becomes AutoAWQ's GEMM layout, everything else that of GPTQ: its act order keeps groups
@@ -60,88 +46,20 @@ def save_checkpoint(calibrated: Calibrated, folder: Path, progress: Progress) ->
 
     Raises:
         ExportError: the layout has no place for a matrix; says which.
-        BundleError: the folder exists.
+        BundleError: the folder exists, and is no saved checkpoint that ``overwrite`` replaces.
     """
-    layout = _layout(calibrated)
+    store = calibrated.store
+    shapes = {name: info.shape for name, info in store.tensors.items()}
+    layout = choose_layout(calibrated.record["method"], store.schemes, shapes)
     names = list(calibrated.checkpoint.tensors)
     total = sum(int(np.prod(calibrated.checkpoint.tensors[name].shape)) for name in names)
-    output = AtomicFolder(folder)
-    with disk_errors(folder), output as partial, progress.weights("Saving the checkpoint", total):
+    with (
+        disk_errors(folder),
+        output_of(folder, overwrite) as partial,
+        progress.weights("Saving the checkpoint", total),
+    ):
         _write_texts(calibrated, layout, partial)
         _write_weights(_tensors(calibrated, layout, progress), partial)
-
-
-def _layout(calibrated: Calibrated) -> Layout:
-    method = AWQ if calibrated.record["method"] == AWQ else "gptq"
-    store, groups, symmetric = calibrated.store, {}, True
-    for name in store.packed:
-        scheme = store.integers(name).scheme
-        rows, _ = store.tensors[name].shape
-        if rows % NIBBLES:
-            raise ExportError(
-                f"--save-checkpoint: {method} packs {NIBBLES} rows, and {name} has {rows}",
-                hint="leave --save-checkpoint out",
-            )
-        assert scheme.group_size is not None
-        groups[name.removesuffix(".weight")] = scheme.group_size
-        symmetric = symmetric and scheme.symmetric
-    if not groups:
-        raise ExportError("--save-checkpoint: no matrix is int4", hint="choose a higher --ratio")
-    sizes = list(groups.values())
-    usual = max(set(sizes), key=lambda size: (sizes.count(size), size))
-    others = {module: size for module, size in groups.items() if size != usual}
-    if others and method == AWQ:
-        module, size = next(iter(others.items()))
-        raise ExportError(
-            f"--save-checkpoint: AWQ has one group size for all, and {module} has {size} instead of {usual}",
-            hint=f"choose --group-size {min(sizes)}, or --method gptq+awq, whose layout can tell them apart",
-        )
-    matrices = [
-        name.removesuffix(".weight")
-        for name, info in store.tensors.items()
-        if ".layers." in name and name.endswith(".weight") and len(info.shape) == 2
-    ]
-    floats = [module for module in matrices if module not in groups]
-    return Layout(method, usual, others, list(groups), floats, symmetric)
-
-
-def _quantization(layout: Layout, record: dict[str, Any]) -> dict[str, Any]:
-    """``quantization_config`` of config.json.
-
-    Which modules stay floats is said once for each reader: gptqmodel looks at ``dynamic`` alone, transformers
-    and vLLM at ``modules_in_block_to_quantize`` for GPTQ and ``modules_to_not_convert`` for AWQ. A reader
-    that misses it makes integers of memory that no file fills.
-    """
-    dynamic: dict[str, Any] = {f"-:^{_pattern(module)}$": {} for module in layout.floats}
-    if layout.method == AWQ:
-        return {
-            "quant_method": "awq",
-            "bits": 4,
-            "group_size": layout.group_size,
-            "version": "gemm",
-            "zero_point": True,
-            "modules_to_not_convert": layout.floats or None,
-            **({"dynamic": dynamic} if dynamic else {}),
-        }
-    dynamic |= {f"+:^{_pattern(m)}$": {"group_size": size} for m, size in layout.other_groups.items()}
-    return {
-        "quant_method": "gptq",
-        "bits": 4,
-        "group_size": layout.group_size,
-        "sym": layout.symmetric,
-        "desc_act": False,
-        "static_groups": True,
-        "checkpoint_format": "gptq" if layout.symmetric else "gptq_v2",
-        "damp_percent": record["damping"],
-        "true_sequential": False,
-        "lm_head": False,
-        **({"modules_in_block_to_quantize": [layout.integers]} if layout.floats else {}),
-        **({"dynamic": dynamic} if dynamic else {}),
-    }
-
-
-def _pattern(module: str) -> str:
-    return module.replace(".", r"\.")
 
 
 def _tensors(calibrated: Calibrated, layout: Layout, progress: Progress) -> Iterator[tuple[str, Raw]]:
@@ -185,12 +103,12 @@ def _write_texts(calibrated: Calibrated, layout: Layout, folder: Path) -> None:
             (folder / name).write_bytes(content)
         else:
             shutil.copyfile(content, folder / name)
-    quantization = _quantization(layout, calibrated.record)
+    quantization = layout.quantization_config(calibrated.record["damping"])
     config = {**checkpoint.config, "quantization_config": quantization}
     _write_json(folder / "config.json", config)
     if checkpoint.generation_config:
         _write_json(folder / "generation_config.json", checkpoint.generation_config)
-    _write_json(folder / "calibration.json", calibrated.record)
+    _write_json(folder / RECORD, calibrated.record)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

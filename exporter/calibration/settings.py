@@ -20,9 +20,8 @@ class Settings:
         tokens: calibration tokens at most.
         ratio: share of the linear weights that become int4; the most sensitive matrices of the rest stay
             int8.
-        skipped: positions at the start of each sequence that are left out of the second moments. The MiniCPM4
-            report leaves out four (P-GPTQ), because their activations are ten times as large. Where a model
-            rests its attention on the first token (SmolLM2), that lets its error grow: 0 unless asked for.
+        skipped: positions at the start of each sequence that are left out of the second moments
+            (``Architecture.skipped`` unless asked for).
         act_order: columns with the largest inputs first.
         damping: see ``quant.hessian.factorise``.
         seed: chooses among the sequences of a text that is longer than ``tokens``.

@@ -45,6 +45,11 @@ class CalibratedStore:
         self._last: tuple[str, _Matrix] | None = None
 
     @property
+    def schemes(self) -> dict[str, Scheme]:
+        """Of the matrices that are int4, by tensor name."""
+        return {name: layer.schemes[name] for name, layer in self._layers.items()}
+
+    @property
     def scaled(self) -> frozenset[str]:
         """Float tensors whose values are not those of the checkpoint."""
         return frozenset(self._factors)

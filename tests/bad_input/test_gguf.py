@@ -109,9 +109,10 @@ def test_a_matrix_of_another_model(
     refusal.says(f"tensor {UP}", *words, hint="different models")
 
 
-def test_blocks_that_are_rounded_are_told(bench: Bench) -> None:
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_blocks_that_are_rounded_are_told(bench: Bench, method: str) -> None:
     blocks = gguf_of("gguf-q4_k")
-    result = bench.export(model=write(bench, "gguf-q4_k", blocks))
+    result = bench.export("--method", method, model=write(bench, "gguf-q4_k", blocks))
     assert result.exit_code == 0
     for count, kind in ((12, "Q4_K"), (2, "Q6_K")):
         told = f"warning: {count} linear layers are stored as {kind} and are quantized again, to int4 g32 sym"

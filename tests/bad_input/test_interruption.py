@@ -73,7 +73,7 @@ def test_a_polite_signal_clears_up(bench: Bench, number: signal.Signals, status:
         assert process.returncode == status
     assert bench.files() == before
     if number == signal.SIGINT:
-        parse(stderr).says("interrupted", hint="nothing was written")
+        parse(stderr).says("interrupted", hint="run the command again")
 
 
 def test_a_kill_leaves_no_bundle_and_the_next_export_clears_up(bench: Bench) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,22 @@ def test_conversations_go_through_the_template(bench: Bench, tmp_path: Path) -> 
         ("broken.jsonl", b'{"text": "fine"}\n{"text": ', "line 2: not JSON"),
         ("other.jsonl", b'{"prompt": "x"}', "line 1: no text and no messages"),
         ("list.jsonl", b'["text"]', "line 1: no text and no messages"),
-        ("roles.jsonl", b'{"messages": [{"content": "no role"}]}', "roles.jsonl"),
+        ("string.jsonl", b'{"messages": "Hello"}', "line 1: no text and no messages"),
+        (
+            "roles.jsonl",
+            b'{"text": "x"}\n{"messages": [{"content": "no role"}]}',
+            r"line 2: messages\[0\]: expected",
+        ),
+        (
+            "number.jsonl",
+            b'{"messages": [{"role": "user", "content": 42}]}',
+            r"line 1: messages\[0\]: expected",
+        ),
+        (
+            "none.jsonl",
+            b'{"messages": [{"role": "user", "content": null}]}',
+            r"line 1: messages\[0\]: expected",
+        ),
     ],
 )
 def test_what_is_refused(bench: Bench, tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -110,6 +126,21 @@ def test_what_is_refused(bench: Bench, tmp_path: Path, name: str, content: bytes
     path.write_bytes(content)
     with pytest.raises(ExportError, match=message):
         read(bench, path)
+
+
+def test_a_conversation_that_the_template_refuses_is_named_by_its_line(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    path.write_text("\n" + json.dumps({"messages": [{"role": "user", "content": "Hello"}]}))
+    folder = shutil.copytree(bench.checkpoint("llama"), tmp_path / "strict")
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    tokenizer["chat_template"] = "{{ raise_exception('no system prompt') }}"
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    with (
+        open_checkpoint(str(folder)) as checkpoint,
+        pytest.raises(ExportError, match=r"line 2: .* no system prompt") as caught,
+    ):
+        read_sequences(path, checkpoint, Settings("gptq", 1024), VOCAB, 1024)
+    assert caught.value.hint == "leave the conversation out, or give its text"
 
 
 def test_a_file_that_is_not_there(bench: Bench, tmp_path: Path) -> None:

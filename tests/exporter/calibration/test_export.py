@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from cpm_edge.exporter import trace
 from cpm_edge.exporter.cli import main
+from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.export import export
 from cpm_edge.exporter.progress import Progress
 from cpm_edge.runtimes.bundle import hash_files
@@ -60,9 +61,19 @@ def test_a_folder_for_the_checkpoint_that_exists_is_refused_before_any_work(benc
         export(bench.options("tied-mha", save_checkpoint=taken), Progress(enabled=False))
 
 
+def test_sequences_no_longer_than_the_skipped_positions(bench: Bench) -> None:
+    with pytest.raises(ExportError, match="expected fewer than the 4 tokens of a text, got 4"):
+        bench.calibrate(bench.root / "short", "tied-mha", max_context=4, skip_positions=4)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--damping", "0.1"], "--damping: expected together with --method gptq or"),
+        (["--method", "awq", "--no-act-order"], "--no-act-order: expected together with --method gptq or"),
+        (["--skip-positions", "4"], "--skip-positions: expected together with --method awq"),
+        (["--calibration-tokens", "64"], "--calibration-tokens: expected together with --method awq"),
+        (["--ratio", "0"], "0.0 is not in the range 0<x<=1"),
         (["--dataset", "text.txt"], "--dataset: expected together with --method"),
         (
             ["--method", "gptq", "--save-checkpoint", "out"],
@@ -100,5 +111,6 @@ def test_the_command_line(bench: Bench) -> None:
     assert set(report["weights"]["other_groups"].values()) == {"int4 g32 sym"}
     result = CliRunner().invoke(main, [*arguments, *asked, "--overwrite"])
     assert result.exit_code == 0, result.output
+    assert "int8 row sym, others int4 by gptq on 128 tokens" in result.stderr
     assert "Mixed precision" in result.stderr
     assert "output error at int4" in result.stderr

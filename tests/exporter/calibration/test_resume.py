@@ -79,10 +79,21 @@ def quiet() -> Any:
 def test_other_options_begin_anew(bench: Bench, tmp_path: Path, changes: dict[str, Any]) -> None:
     folder = tmp_path / "work"
     interrupted(bench, folder, "_layer", 1)
-    with warnings.catch_warnings(action="error", category=ExportWarning):
+    with pytest.warns(ExportWarning, match="the 1 layers in .* are of other options; all are done again"):
         outcome = bench.calibrate(folder, VARIANT, **changes)
     expected = bench.outcome(VARIANT, **changes)
     assert outcome.layers()[2].path.read_bytes() == expected.layers()[2].path.read_bytes()
+
+
+def test_other_threads_are_said_to_turn_codes(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "work"
+    interrupted(bench, folder, "_layer", 1)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "17")
+    with pytest.warns(ExportWarning) as notes:
+        bench.calibrate(folder, VARIANT)
+    assert any("OPENBLAS_NUM_THREADS=17: the bytes may differ" in str(note.message) for note in notes)
 
 
 def test_an_interruption_says_what_is_kept(bench: Bench, tmp_path: Path) -> None:

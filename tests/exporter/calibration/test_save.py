@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from cpm_edge.exporter.calibration.layout import choose_layout
 from cpm_edge.exporter.calibration.save import save_checkpoint
 from cpm_edge.exporter.checkpoint import open_checkpoint
-from cpm_edge.exporter.errors import ExportError
+from cpm_edge.exporter.errors import ExportError, ExportWarning
 from cpm_edge.exporter.export import prepare
 from cpm_edge.exporter.progress import Progress
 from cpm_edge.exporter.weights import ModelWeights
-from cpm_edge.quant import WeightFormat
+from cpm_edge.quant import Scheme, WeightFormat
 from cpm_edge.runtimes.errors import BundleError
 from tests.exporter.calibration.conftest import Bench
 
@@ -155,14 +157,37 @@ def test_shards(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert len(saved.packed) == 21
 
 
-def test_awq_has_one_group_size(bench: Bench, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"AWQ has one group size .* has 32 instead of 64"):
-        save(bench, tmp_path / "saved", "llama", method="awq", group_size=64)
-    assert not (tmp_path / "saved").exists()
+@pytest.mark.parametrize("ratio", [1.0, 0.9])
+def test_awq_has_one_group_size(bench: Bench, tmp_path: Path, ratio: float) -> None:
+    """Refused before the first layer, unless mixed precision may still take the odd matrices out."""
+    changes = {"method": "awq", "group_size": 64, "ratio": ratio, "save_checkpoint": tmp_path / "saved"}
+    with (
+        warnings.catch_warnings(action="ignore", category=ExportWarning),
+        pytest.raises(ExportError, match=r"AWQ has one group size .* has 32 instead of 64"),
+    ):
+        bench.calibrate(tmp_path / "work", "llama", **changes)
+    assert (tmp_path / "work").exists() == (ratio < 1)
+
+
+def test_a_matrix_whose_rows_cannot_be_packed() -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    with pytest.raises(ExportError, match=f"gptq packs 8 rows, and {name} has 100"):
+        choose_layout("gptq", {name: Scheme(WeightFormat.INT4, 32)}, {name: (100, 64)})
 
 
 def test_the_folder_must_not_exist(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "file").touch()
-    with pytest.raises(BundleError, match="exists already"):
-        save(bench, tmp_path / "saved", "llama", method="gptq")
+    result = bench.outcome("llama", method="gptq").result
+    with pytest.raises(BundleError, match="exists already") as caught:
+        save_checkpoint(result, tmp_path / "saved", Progress(enabled=False))
+    assert caught.value.hint == "Choose another --save-checkpoint, or replace it with --overwrite."
+    with pytest.raises(BundleError, match=r"not one that this option wrote \(it has no calibration.json"):
+        save_checkpoint(result, tmp_path / "saved", Progress(enabled=False), overwrite=True)
+
+
+def test_overwrite_replaces_a_saved_checkpoint(bench: Bench, tmp_path: Path) -> None:
+    folder = save(bench, tmp_path / "saved", "llama", method="gptq")
+    result = bench.outcome("llama", method="awq").result
+    save_checkpoint(result, folder, Progress(enabled=False), overwrite=True)
+    assert json.loads((folder / "calibration.json").read_text())["method"] == "awq"
