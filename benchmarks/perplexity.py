@@ -15,11 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
+from cpm_edge.benchmarks.errors import BenchError
 from cpm_edge.benchmarks.report import Report
 from cpm_edge.exporter.export import export
 from cpm_edge.exporter.options import ExportOptions
 from cpm_edge.exporter.progress import Progress
 from cpm_edge.runtimes import load
+from cpm_edge.runtimes.model import Model
 from cpm_edge.runtimes.session import Session
 
 CHARACTERS = slice(20_000, 60_000)
@@ -62,6 +64,25 @@ def read_text(path: Path) -> str:
     """A text file, gzipped or not."""
     data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     return data.decode("utf-8")
+
+
+def cut_windows(
+    model: Model, text: Path, characters: tuple[int, int], window: int, windows: int
+) -> npt.NDArray[np.int64]:
+    """Tokens of a part of a text file, int64 (at most ``windows``, ``window``).
+
+    Raises:
+        BenchError: the part has fewer tokens than one window.
+    """
+    content = read_text(text)[slice(*characters)]
+    tokens = np.array(model.encode(content)[: window * windows], np.int64)
+    if len(tokens) < window:
+        raise BenchError(
+            f"--text: expected {window} tokens or more in characters {characters[0]} to {characters[1]}, "
+            f"got {len(tokens)}",
+            hint="a longer text, or smaller --characters and --window",
+        )
+    return tokens[: len(tokens) // window * window].reshape(-1, window)
 
 
 def measure(options: ExportOptions, text: str) -> float:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from rich.table import Table
 
 from cpm_edge.benchmarks.errors import BenchError
-from cpm_edge.benchmarks.perplexity import negative_log_likelihood, read_text
+from cpm_edge.benchmarks.perplexity import cut_windows, negative_log_likelihood
 from cpm_edge.benchmarks.report import Report
 from cpm_edge.exporter.checkpoint import open_checkpoint
 from cpm_edge.exporter.configs import MiniCPMConfig
@@ -60,21 +60,10 @@ def run(bundle: Path, reference: str, text: Path, settings: Settings) -> Report:
     Raises:
         BenchError: the text is too short, or the checkpoint is of another model.
     """
-    content = read_text(text)[slice(*settings.characters)]
     manifest = open_bundle(bundle).manifest
     with load(bundle) as model, Progress().stage("Scoring the bundle and its checkpoint"):
-        tokens = np.array(model.encode(content)[: settings.window * settings.windows])
-        windows = [
-            tokens[start : start + settings.window]
-            for start in range(0, len(tokens) - settings.window + 1, settings.window)
-        ]
-        if not windows:
-            raise BenchError(
-                f"--text: expected {settings.window} tokens or more in characters {settings.characters[0]} "
-                f"to {settings.characters[1]}, got {len(tokens)}",
-                hint="a longer text, or smaller --characters and --window",
-            )
-        results = score(model, reference_of(manifest, reference), windows, settings)
+        windows = cut_windows(model, text, settings.characters, settings.window, settings.windows)
+        results = score(model, reference_of(manifest, reference), list(windows), settings)
         results["weights"] = manifest.weights["linear"]
     results |= {"reference": Path(reference).name, "text": text.name}
     report = Report("accuracy", {**vars(settings), "bundle": str(bundle), "text": str(text)}, results)

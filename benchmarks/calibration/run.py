@@ -19,8 +19,7 @@ from rich.table import Table
 
 from cpm_edge.benchmarks.bundle.accuracy import reference_of
 from cpm_edge.benchmarks.calibration.nncf_peer import NncfPeer
-from cpm_edge.benchmarks.errors import BenchError
-from cpm_edge.benchmarks.perplexity import negative_log_likelihood, read_text
+from cpm_edge.benchmarks.perplexity import cut_windows, negative_log_likelihood
 from cpm_edge.benchmarks.report import Report
 from cpm_edge.exporter.calibration.dataset import read_sequences
 from cpm_edge.exporter.calibration.settings import Settings
@@ -215,15 +214,7 @@ class Comparison:
     def _cut(self) -> Tokens:
         request = self._request
         with load(self._plain) as model:
-            content = read_text(request.text)[slice(*request.characters)]
-            tokens = np.array(model.encode(content)[: request.window * request.windows], np.int64)
-        if len(tokens) < request.window:
-            raise BenchError(
-                f"--text: expected {request.window} tokens or more in characters {request.characters[0]} to "
-                f"{request.characters[1]}, got {len(tokens)}",
-                hint="a longer text, or smaller --characters and --window",
-            )
-        return tokens[: len(tokens) // request.window * request.window].reshape(-1, request.window)
+            return cut_windows(model, request.text, request.characters, request.window, request.windows)
 
 
 def _bits(group: int) -> float:
