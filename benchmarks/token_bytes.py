@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 from cpm_edge.plugins.sparse_attention.spec import SparseAttentionSpec
 from cpm_edge.runtimes.bundle import Bundle
 from cpm_edge.runtimes.cache_layout import RecurrentLayout, kv_layers
-from cpm_edge.runtimes.openvino_native import MODEL
+from cpm_edge.runtimes.openvino.native import MODEL
 
 PANELS = ".panels"
 _HEADS = ("lm_head.weight.panels", "model.embed_tokens.weight.panels")

@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
 
 from cpm_edge.exporter.console import warnings_printed
 from cpm_edge.exporter.options import (
@@ -27,6 +26,7 @@ from cpm_edge.exporter.options import (
     ExportOptions,
 )
 from cpm_edge.exporter.packages import check_packages
+from cpm_edge.exporter.usage import check_usage
 from cpm_edge.runtimes.console import report_errors
 
 EXAMPLES = """
@@ -218,7 +218,7 @@ def main(
         run_plan(arguments, chip=chip or "auto", memory=memory, device=device, as_json=as_json)
         return
     without_plan = None if arguments["target"] in ENGINES else chip
-    _check_usage(arguments, {"--chip": without_plan, "--memory": memory, "--device": device})
+    check_usage(arguments, {"--chip": without_plan, "--memory": memory, "--device": device})
     options = ExportOptions(chip=chip, **arguments)
     check_packages(options.target, options.resolved_flavour)
     # Imported here, so that --help is instant and the check above comes first.
@@ -239,94 +239,9 @@ def main(
         }
         click.echo(json.dumps(report, indent=2))
         return
-    _print_summary(result)
+    from cpm_edge.exporter.summary import print_summary
 
-
-def _check_usage(arguments: dict[str, Any], for_plans: dict[str, object]) -> None:
-    """What an export needs and a plan does not, and the other way round.
-
-    Raises:
-        click.UsageError: an option too few or too many.
-    """
-    if arguments["target"] is None:
-        raise click.UsageError(f"Missing option '-t' / '--target'. Choose from: {', '.join(TARGETS)}")
-    if arguments["output"] is None:
-        raise click.UsageError("Missing option '-o' / '--output'.")
-    for option, value in for_plans.items():
-        if value is not None:
-            raise click.UsageError(f"{option}: expected together with --plan, got {value}")
-    _check_calibration(arguments)
-    if arguments["save_checkpoint"] is not None and arguments["save_checkpoint"] == arguments["output"]:
-        raise click.UsageError("--save-checkpoint: expected another folder than -o")
-
-
-def _check_calibration(arguments: dict[str, Any]) -> None:
-    """Options that choose how to calibrate are for exports that do.
-
-    Raises:
-        click.UsageError: one that would be ignored.
-    """
-    given = {
-        "--dataset": arguments["dataset"] is not None,
-        "--calibration-tokens": arguments["calibration_tokens"] != CALIBRATION_TOKENS,
-        "--skip-positions": arguments["skip_positions"] is not None,
-    }
-    for_gptq = {"--no-act-order": not arguments["act_order"], "--damping": arguments["damping"] is not None}
-    calibrates = ExportOptions(**arguments).needs_calibration
-    for option, is_given in given.items():
-        if is_given and not calibrates:
-            raise click.UsageError(
-                f"{option}: expected together with --method awq, gptq or gptq+awq, or --ratio"
-            )
-    for option, is_given in for_gptq.items():
-        if is_given and "gptq" not in arguments["method"]:
-            raise click.UsageError(f"{option}: expected together with --method gptq or gptq+awq")
-
-
-def _print_summary(result: Any) -> None:
-    from cpm_edge.exporter.calibration.mixed import precision_table
-    from cpm_edge.exporter.model_card import cache_cost, linear_layers, sparsity_of
-
-    manifest = result.manifest
-    size = sum(entry.bytes for entry in manifest.files.values()) / 1e6
-    table = Table(show_header=False, box=None)
-    table.add_row("bundle", f"{result.folder} ({size:.1f} MB)")
-    table.add_row("linear layers", linear_layers(manifest.weights))
-    others = manifest.weights["other_groups"]
-    if others:
-        notes = sorted(set(others.values()))
-        table.add_row("", f"{len(others)} tensors in another format: {'; '.join(notes)}")
-    table.add_row("embedding, head", f"{manifest.weights['embedding']}, {manifest.weights['head']}")
-    if manifest.weights["absorbed"]:
-        table.add_row("kv_b_proj", manifest.weights["absorbed"])
-    table.add_row("cache", cache_cost(manifest.cache))
-    table.add_row(
-        "context", f"{manifest.context.max_context} tokens; RoPE: {manifest.context.rope['choice']}"
-    )
-    table.add_row("seconds", ", ".join(f"{name} {value:.1f}" for name, value in result.seconds.items()))
-    report = manifest.verification
-    if report:
-        source = report["against_checkpoint"]
-        table.add_row(
-            "verified",
-            f"cosine {report['cosine']:.6f}, max abs {report['max_abs']:.2e} (logit std "
-            f"{report['logit_std']:.2f}), top-1 {report['top1']:.1%} on {report['tokens']} tokens",
-        )
-        if report["judged_by"] == "median_cosine":
-            median = report["median_cosine"]
-            table.add_row("", f"median row {median:.6f}, which counts: rounding may turn a choice in a layer")
-        if report["mlp_sparsity"]:
-            table.add_row("MLP sparsity", sparsity_of(report))
-        if manifest.attention["sparse"]:
-            table.add_row("", f"{report['sparse_rows']} of them attended sparsely (--verify-tokens)")
-        table.add_row(
-            "against the checkpoint",
-            f"KL {source['kl']:.4f}, cosine {source['cosine']:.4f}, top-1 {source['top1']:.1%}",
-        )
-    console = Console(stderr=True)
-    if result.sensitivities:
-        console.print(precision_table(result.sensitivities))
-    console.print(table)
+    print_summary(result)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import importlib
 import importlib.metadata
 import shutil
 import time
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from cpm_edge.exporter.calibration.mixed import Sensitivity
 from cpm_edge.exporter.checkpoint import Checkpoint, check_tokenizer, open_checkpoint
 from cpm_edge.exporter.configs import LlamaConfig, MiniCPMConfig
 from cpm_edge.exporter.disk import disk_errors
-from cpm_edge.exporter.errors import ExportError, ExportWarning
+from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.model_card import model_card
 from cpm_edge.exporter.options import ENGINES, ExportOptions
 from cpm_edge.exporter.passes.column_order import gather_columns
@@ -29,8 +28,9 @@ from cpm_edge.exporter.taken import Taken
 from cpm_edge.exporter.targets.common import BuildJob, Built
 from cpm_edge.exporter.targets.engine_options import check_engine_options
 from cpm_edge.exporter.verify import verify_in_child
+from cpm_edge.exporter.weight_checks import check_groups, warn_of_unused
 from cpm_edge.exporter.weight_format import choose_format, note_rounded
-from cpm_edge.exporter.weights import HEAD, ModelWeights
+from cpm_edge.exporter.weights import ModelWeights
 from cpm_edge.quant import Policy, QuantError, TensorClass, WeightFormat
 from cpm_edge.runtimes.atomic import AtomicFolder
 from cpm_edge.runtimes.bundle import Bundle, hash_file, hash_files, write_manifest
@@ -96,7 +96,7 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
             elements = sum(map(job.weights.elements, job.weights.shapes))
             with progress.weights("Settling formats", elements), _timed(seconds, "settle"):
                 job.weights.find_schemes(progress.advance)
-                _check_groups(plan, job.weights)
+                check_groups(plan.options, job.weights)
                 note_rounded(job.weights)
                 if options.target in ENGINES:
                     inline_whole_experts(job.model)
@@ -202,7 +202,7 @@ def _trace(plan: Plan, folder: Path, progress: Progress) -> BuildJob:
     model = trace(plan.architecture.model_class(), plan.config, rope)
     weights = model_weights(plan, model)
     weights.check()
-    _warn_of_unused(weights, plan.config.tie_word_embeddings)
+    warn_of_unused(weights, plan.config.tie_word_embeddings)
     return BuildJob(
         model=model,
         config=plan.config,
@@ -217,39 +217,6 @@ def _trace(plan: Plan, folder: Path, progress: Progress) -> BuildJob:
         chip=plan.options.chip,
         progress=progress.advance,
     )
-
-
-def _check_groups(plan: Plan, weights: ModelWeights) -> None:
-    """Refuse a group size or zero points that are not those of weights that are taken as they are."""
-    asked = plan.options.group_size
-    taken = {name for name, scheme in weights.found.items() if scheme.format is WeightFormat.TERNARY}
-    for name in sorted(taken | weights.own):
-        scheme = weights.found[name]
-        other_size = asked is not None and asked != (scheme.group_size or weights.shapes[name][-1])
-        if other_size or (scheme.symmetric and not plan.options.symmetric):
-            option, value = ("--group-size", f" {asked}") if other_size else ("--asym", "")
-            raise ExportError(
-                f"{option}{value}: tensor {name} is {scheme.describe()}, and weights that are taken as they "
-                "are keep the groups of the checkpoint",
-                hint=f"leave {option} out, or choose --weight-format int4",
-            )
-
-
-def _warn_of_unused(weights: ModelWeights, tied: bool) -> None:
-    """Say what the graph leaves out: a bias in the checkpoint, say, that config.json does not mention."""
-    derived = {HEAD} if tied else set()
-    names = [name for name in weights.unused() if name not in derived and not name.endswith(".inv_freq")]
-    names = [name for name in names if not _is_empty_bias(weights.checkpoint, name)]
-    if names:
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        message = f"tensors that the model does not use: {', '.join(names[:3])}{more}"
-        warnings.warn(message, ExportWarning, stacklevel=2)
-
-
-def _is_empty_bias(checkpoint: Checkpoint, name: str) -> bool:
-    """Old GPTQ tools give every matrix a bias, all zeros where the model has none."""
-    module, _, ending = name.rpartition(".")
-    return ending == "bias" and f"{module}.weight" in checkpoint.packed and not checkpoint.read(name).any()
 
 
 def model_weights(plan: Plan, model: Any) -> ModelWeights:

@@ -26,11 +26,11 @@ MOST_THREADS = 1024
 _TENSORRT = "cpm_edge.runtimes.tensorrt.engine"
 _ENGINES = {
     "ort": "cpm_edge.runtimes.ort",
-    "aipc": "cpm_edge.runtimes.openvino",
+    "aipc": "cpm_edge.runtimes.openvino.stock",
     "jetson": _TENSORRT,
     "rtx": _TENSORRT,
 }
-_NATIVE = {"aipc": "cpm_edge.runtimes.openvino_native"}
+_NATIVE = {"aipc": "cpm_edge.runtimes.openvino.native"}
 # Targets whose engine is built on the device; they run on its GPU.
 _BUILT = ("jetson", "rtx")
 

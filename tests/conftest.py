@@ -34,6 +34,14 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundles]:
         yield Bundles(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_lines_by_the_minute() -> Iterator[None]:
+    """Commands that run in this process would print where they are, by the age of the process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cpm_edge.exporter.progress.LINE_SECONDS", float("inf"))
+        yield
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_makereport(item: pytest.Item) -> None:
     """Make numpy's numbers among recorded properties Python's: others cannot be sent between processes."""

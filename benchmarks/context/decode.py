@@ -18,7 +18,8 @@ from cpm_edge.benchmarks.token_bytes import token_bytes
 from cpm_edge.exporter.progress import Progress
 from cpm_edge.plugins.probe import read_bandwidth
 from cpm_edge.runtimes.bundle import Bundle
-from cpm_edge.runtimes.openvino_native import OpenVinoNativeEngine, OpenVinoNativeSession
+from cpm_edge.runtimes.openvino.native import OpenVinoNativeEngine
+from cpm_edge.runtimes.openvino.native_session import OpenVinoNativeSession
 from cpm_edge.runtimes.session import Engine
 
 FILL_ROWS = 8192

@@ -15,7 +15,7 @@ from cpm_edge.benchmarks.peers.peer import FIRST_TOKEN
 from cpm_edge.runtimes import open_engine
 from cpm_edge.runtimes.bundle import open_bundle
 from cpm_edge.runtimes.cache_layout import RecurrentLayout
-from cpm_edge.runtimes.openvino_native import PREFILL_CHUNK, OpenVinoNativeSession
+from cpm_edge.runtimes.openvino.native_session import PREFILL_CHUNK, OpenVinoNativeSession
 from cpm_edge.runtimes.stats import peak_rss
 
 NEW_TOKENS = 4

@@ -13,7 +13,7 @@ from rich.table import Table
 from cpm_edge.benchmarks.context.attention import AttentionProbe
 from cpm_edge.benchmarks.peers.peer import FIRST_TOKEN, PROMPT_SEED
 from cpm_edge.exporter.progress import Progress
-from cpm_edge.runtimes.openvino_native import PREFILL_CHUNK
+from cpm_edge.runtimes.openvino.native_session import PREFILL_CHUNK
 from cpm_edge.runtimes.session import Engine
 
 SPAN = 2048

@@ -15,7 +15,7 @@ from cpm_edge.plugins.linear_attention.recurrent import RecurrentNorms, recurren
 from cpm_edge.plugins.linear_attention.spec import LinearAttentionSpec
 from cpm_edge.plugins.native import ThreadPool
 from cpm_edge.runtimes.cache_layout import RecurrentLayout
-from cpm_edge.runtimes.openvino_native import OpenVinoNativeSession
+from cpm_edge.runtimes.openvino.native_session import OpenVinoNativeSession
 
 ROUNDS = 3
 EPSILON = 1e-6

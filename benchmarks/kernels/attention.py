@@ -15,7 +15,7 @@ from cpm_edge.benchmarks.samples import Samples, ratio
 from cpm_edge.benchmarks.token_bytes import cache_bytes, read_rows
 from cpm_edge.exporter.progress import Progress
 from cpm_edge.plugins.sparse_attention.spec import SparseAttentionSpec
-from cpm_edge.runtimes.openvino_native import PREFILL_CHUNK
+from cpm_edge.runtimes.openvino.native_session import PREFILL_CHUNK
 
 
 def operations(spec: SparseAttentionSpec, head_size: int, position: int) -> int:

@@ -11,7 +11,7 @@ import pytest
 
 from cpm_edge.runtimes import open_engine
 from cpm_edge.runtimes.errors import ContextError
-from cpm_edge.runtimes.openvino import OpenVinoEngine
+from cpm_edge.runtimes.openvino.stock import OpenVinoEngine
 from cpm_edge.runtimes.session import Session
 from tests.support.bundles import PROMPT_LENGTH, TARGETS, Bundles
 from tests.support.checkpoints import TERNARY, TERNARY_WIDE, VARIANTS, make_tensors

@@ -19,6 +19,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
+    monkeypatch.setattr(progress, "LINE_SECONDS", 60.0)
     monkeypatch.setattr(progress, "time", clock)
     monkeypatch.setattr(progress._Line, "_last", clock.now)
     return clock

@@ -12,7 +12,7 @@ from cpm_edge.exporter.registry import ARCHITECTURES, BY_KEY, find_architecture
 from cpm_edge.exporter.releases import REFERENCES, RELEASES, Release
 from cpm_edge.plugins.linear_attention.launches import linear_attention_plan
 from cpm_edge.plugins.sparse_attention.launches import plan as attention_plan
-from tests.runtimes.test_openvino_native import VARIANTS as NATIVE_VARIANTS
+from tests.runtimes.openvino.test_native import VARIANTS as NATIVE_VARIANTS
 from tests.support.checkpoints import config_of as config_of_variant
 
 DATA = Path(__file__).parents[1] / "data"

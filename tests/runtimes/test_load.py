@@ -19,7 +19,7 @@ HEAVY = ["torch", "transformers", "onnx", "onnx_ir", "onnxruntime", "openvino", 
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Replaces both engine modules; records what they were asked for."""
     calls: list[dict[str, Any]] = []
-    for name in ("ort", "openvino"):
+    for name in ("ort", "openvino.stock"):
         module = types.ModuleType(f"cpm_edge.runtimes.{name}")
 
         def open_engine(bundle: Any, _name: str = name, **options: Any) -> FakeEngine:
@@ -31,7 +31,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return calls
 
 
-@pytest.mark.parametrize(("target", "module"), [("ort", "ort"), ("aipc", "openvino")])
+@pytest.mark.parametrize(("target", "module"), [("ort", "ort"), ("aipc", "openvino.stock")])
 def test_the_target_picks_the_engine(
     tmp_path: Path, opened: list[dict[str, Any]], target: str, module: str
 ) -> None:

@@ -11,8 +11,10 @@ from cpm_edge.exporter.eager import build_model, empty_caches, load_weights
 from cpm_edge.exporter.weights import ModelWeights
 from cpm_edge.plugins.matmul_nbits.reference import restored_activations
 from cpm_edge.plugins.matmul_nbits.spec import BLOCK, NBitsShape
-from cpm_edge.runtimes import openvino_native
 from cpm_edge.runtimes.errors import BackendError, ContextError
+from cpm_edge.runtimes.openvino import native_session
+from cpm_edge.runtimes.openvino.native import OpenVinoNativeEngine
+from cpm_edge.runtimes.openvino.native_session import OpenVinoNativeSession
 from cpm_edge.runtimes.session import FloatArray
 from tests.support.bundles import NATIVE, Bundles
 from tests.support.checkpoints import TERNARY, TERNARY_EXPERTS, prompt
@@ -46,9 +48,9 @@ def native_options(variant: str) -> dict[str, Any]:
     return NATIVE
 
 
-def native_engine(bundles: Bundles, variant: str) -> openvino_native.OpenVinoNativeEngine:
+def native_engine(bundles: Bundles, variant: str) -> OpenVinoNativeEngine:
     engine = bundles.engine(variant, "aipc", **NATIVE)
-    assert isinstance(engine, openvino_native.OpenVinoNativeEngine)
+    assert isinstance(engine, OpenVinoNativeEngine)
     return engine
 
 
@@ -205,7 +207,7 @@ def test_chunks_and_decode_steps_agree_with_one_prefill(bundles: Bundles, varian
 def test_the_cache_grows_by_doubling_and_keeps_its_rows(
     bundles: Bundles, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(openvino_native, "FIRST_CAPACITY", 128)
+    monkeypatch.setattr(native_session, "FIRST_CAPACITY", 128)
     with bundles.engine(variant, "aipc", **NATIVE).session() as session:
         session.forward(bundles.prompt[:120])
         before, small = session.layer_keys(1).copy(), session.cache_bytes()
@@ -223,7 +225,7 @@ def test_a_latent_session_caches_one_row_a_layer_and_token(bundles: Bundles, var
     assert manifest.cache["token_bytes"] == 2 * width * 2
     with bundles.engine(variant, "aipc", **options).session() as session:
         session.forward(bundles.prompt[:130])
-        assert isinstance(session, openvino_native.OpenVinoNativeSession)
+        assert isinstance(session, OpenVinoNativeSession)
         assert session.cache_bytes() == session.capacity * manifest.cache["token_bytes"]
         assert session.layer_keys(1).shape == (1, 130, width)
 
@@ -253,7 +255,7 @@ def test_a_filled_cache_is_that_of_a_prefill(
     bundles: Bundles, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In uneven parts, across a growing cache."""
-    monkeypatch.setattr(openvino_native, "FIRST_CAPACITY", 64)
+    monkeypatch.setattr(native_session, "FIRST_CAPACITY", 64)
     engine = native_engine(bundles, variant)
     tokens = bundles.prompt
     with engine.session() as source, engine.session() as target:

@@ -15,7 +15,7 @@ import pytest
 
 from cpm_edge.runtimes import open_engine
 from cpm_edge.runtimes.errors import BackendError
-from cpm_edge.runtimes.openvino_front import RotaryTables
+from cpm_edge.runtimes.openvino.front import RotaryTables
 from cpm_edge.runtimes.session import Engine, FloatArray, Session
 from tests.support.bundles import NATIVE, Bundles
 from tests.support.checkpoints import prompt

@@ -11,8 +11,8 @@ import openvino.opset15 as ops
 import pytest
 
 from cpm_edge.runtimes.errors import BundleError
-from cpm_edge.runtimes.openvino_front import POSITIONS, Embedding, RotaryTables, reads_token
-from cpm_edge.runtimes.openvino_native import MODEL, OpenVinoNativeEngine
+from cpm_edge.runtimes.openvino.front import POSITIONS, Embedding, RotaryTables, reads_token
+from cpm_edge.runtimes.openvino.native import MODEL, OpenVinoNativeEngine
 from cpm_edge.runtimes.session import FloatArray
 from tests.support.bundles import NATIVE, Bundles
 from tests.support.checkpoints import VOCAB

@@ -1,6 +1,6 @@
 """The decode program of a graph: which graphs are refused, and that no op writes where another value lies.
 
-What it computes is compared with prefill in test_openvino_native, each op with its kernel in tests/plugins.
+What it computes is compared with prefill in test_native, each op with its kernel in tests/plugins.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from cpm_edge.plugins.session import NativeSession
 from cpm_edge.plugins.sparse_attention.cache import AttentionCache
 from cpm_edge.plugins.sparse_attention.spec import SparseAttentionSpec
 from cpm_edge.plugins.sparse_mlp.spec import slice_bytes, slice_count, strip_bytes
-from cpm_edge.runtimes import openvino_program
 from cpm_edge.runtimes.errors import BundleError
-from cpm_edge.runtimes.openvino_program import DecodeStep
+from cpm_edge.runtimes.openvino import program
+from cpm_edge.runtimes.openvino.program import DecodeStep
 from tests.plugins.matmul_nbits.test_native import Weight
 from tests.support.native_graphs import VOCAB, NativeGraph
 
@@ -140,7 +140,7 @@ def run(step: DecodeStep, values: Array) -> Array:
 
 
 def test_every_op_of_a_bundle_is_one_of_the_program() -> None:
-    assert set(OPS) == set(NODES) == set(openvino_program._OPS) - {"Gather"}
+    assert set(OPS) == set(NODES) == set(program._OPS) - {"Gather"}
 
 
 @pytest.mark.parametrize("kind", NODES)

@@ -9,7 +9,7 @@ import pytest
 
 from cpm_edge.runtimes import open_engine
 from cpm_edge.runtimes.errors import BackendError
-from cpm_edge.runtimes.openvino import OpenVinoSession
+from cpm_edge.runtimes.openvino.stock import OpenVinoSession
 from tests.runtimes.engine_checks import TOLERANCE, with_damaged, without_module
 from tests.support.bundles import Bundles
 from tests.support.checkpoints import prompt

@@ -19,7 +19,7 @@ from cpm_edge.plugins.sparse_attention.native_latent import CLatentRows, CLatent
 from cpm_edge.plugins.sparse_mlp.native import CSparseMlpWeights
 from cpm_edge.plugins.sparse_mlp.spec import slice_bytes, slice_count, strip_bytes
 from cpm_edge.runtimes.errors import BundleError
-from cpm_edge.runtimes.openvino_front import POSITIONS, Embedding, reads_token
+from cpm_edge.runtimes.openvino.front import POSITIONS, Embedding, reads_token
 
 if TYPE_CHECKING:
     import openvino as ov

@@ -10,10 +10,9 @@ import torch
 
 from cpm_edge.exporter.ops import sparse_attention as ops
 from cpm_edge.plugins.sparse_attention.cache import KEY_GROUP, dequantize, quantize
-from cpm_edge.runtimes import openvino_native
-from cpm_edge.runtimes.openvino_native import OpenVinoNativeSession
+from cpm_edge.runtimes.openvino.native_session import OpenVinoNativeSession
 from cpm_edge.runtimes.session import Session
-from tests.runtimes.test_openvino_native import emulated
+from tests.runtimes.openvino.test_native import emulated
 from tests.support.bundles import NATIVE, Bundles
 
 INT8 = NATIVE | {"kv_cache": "int8"}
@@ -74,7 +73,7 @@ def test_the_cache_takes_half_the_bytes(bundles: Bundles, variant: str) -> None:
 
 
 def test_growth_rewind_and_fork(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino_native, "FIRST_CAPACITY", 64)
+    monkeypatch.setattr("cpm_edge.runtimes.openvino.native_session.FIRST_CAPACITY", 64)
     tokens = bundles.prompt
     with native_session(bundles, "sparse") as session:
         whole = session.forward(tokens[:200])

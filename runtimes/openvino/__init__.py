@@ -1,0 +1,1 @@
+"""Bundles on Intel processors: ``stock`` opens OpenVINO's own operators, ``native`` our kernels."""
