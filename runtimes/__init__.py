@@ -104,7 +104,7 @@ def build(path: str | os.PathLike[str], *, check: bool = False) -> BuildReport:
 
     Raises:
         BundleError: the bundle is damaged, or its target has nothing to build.
-        BackendError: the engine or the GPU is missing, or the build fails; see tensorrt.engine.
+        BackendError: the engine or the GPU is missing, or the build fails; see tensorrt.acquire.
     """
     from cpm_edge.runtimes.bundle import open_bundle
 
@@ -114,9 +114,9 @@ def build(path: str | os.PathLike[str], *, check: bool = False) -> BuildReport:
             f"target {bundle.manifest.target}: there is no engine to build",
             hint="Run it without --build-only; bundles of --target jetson and rtx have one.",
         )
-    from cpm_edge.runtimes.tensorrt import engine
+    from cpm_edge.runtimes.tensorrt import acquire
 
-    cached, new = engine.build(bundle)
+    cached, new = acquire.build(bundle)
     return BuildReport(cached.path, cached.nbytes, cached.seconds, cached.placement.value, new)
 
 

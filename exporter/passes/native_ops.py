@@ -10,14 +10,13 @@
     RMSNormalization, [scale], head               cpm.NormLinear
 
 Every op takes the session's address last (input ``session``: 8 bytes, since the CPU plugin narrows int64 to
-int32). Weights are uint8 inputs named after the fused tensors with an ending that tells their layout;
-NativePlan keeps which tensors they are made of.
+int32); its weights are packed (see native_plan).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -38,33 +37,15 @@ from cpm_edge.exporter.passes.native_match import (
     weight_of,
 )
 from cpm_edge.exporter.passes.native_mlp import SparseMlpNodes, find_experts_nodes, find_sparse_mlps
+from cpm_edge.exporter.passes.native_plan import PANELS, SLICES, STRIPS, NativePlan, PackedOps
 from cpm_edge.exporter.weights import ModelWeights
 from cpm_edge.plugins import DOMAIN
 from cpm_edge.plugins.linear_attention.spec import OP as LINEAR
-from cpm_edge.plugins.matmul_nbits.spec import NBitsShape
 from cpm_edge.plugins.mixture_of_experts.spec import OP as EXPERTS
 from cpm_edge.plugins.sparse_attention.spec import OP
-from cpm_edge.plugins.sparse_mlp.spec import slice_bytes, slice_count, strip_bytes
 
-# Endings of weights' names, by layout: see plugins/matmul_nbits and plugins/sparse_mlp.
-PANELS, STRIPS, SLICES = ".panels", ".strips", ".slices"
 # What the kernels must have taken the place of.
 _FUSED = ("RMSNormalization", "MatMul", OP, LINEAR, EXPERTS)
-
-
-@dataclass
-class NativePlan:
-    """What the fused graph reads.
-
-    Attributes:
-        panels: for each input of packed weights, the tensors it concatenates along the rows.
-        ups: for each input that is an up-projection of latent attention, its tensor.
-        shapes: the kernels' view of each of the tensors in panels.
-    """
-
-    panels: dict[str, list[str]] = field(default_factory=dict)
-    ups: dict[str, str] = field(default_factory=dict)
-    shapes: dict[str, NBitsShape] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,34 +54,6 @@ class _OutputGate:
 
     sigmoid: ir.Node
     product: ir.Node
-
-
-def nbits_shapes(weights: ModelWeights, names: Sequence[str]) -> list[NBitsShape]:
-    """The kernels' view of tensors that one op reads, which have one format there.
-
-    Tensors that bring their own integers may differ: the smallest group holds for all, with the scales of the
-    others repeated, and the most bits, with zero points if one of int4 has them. No weight changes.
-
-    Raises:
-        ExportError: the kernels have no such format.
-    """
-    schemes = [weights.scheme(name) for name in names]
-    for name, scheme in zip(names, schemes, strict=True):
-        if scheme.format.is_float:
-            raise ExportError(
-                f"tensor {name}: the native flavour takes int4, int8 and ternary, got {scheme.format.value}",
-                hint="--weight-format int4 or int8, or --flavour stock",
-            )
-        if scheme.wide_scales:
-            raise ExportError(
-                f"tensor {name}: the native flavour keeps float16 scales, and these are not exact in float16",
-                hint="--flavour stock keeps float32 scales; --weight-format int4 rounds them",
-            )
-    groups = [scheme.group_size for scheme in schemes if scheme.group_size is not None]
-    group, bits = min(groups, default=0), max(scheme.bits for scheme in schemes)
-    symmetric = bits > 4 or all(scheme.symmetric for scheme in schemes)
-    sizes = [weights.shapes[name] for name in names]
-    return [NBitsShape(rows, cols, bits, group, symmetric) for rows, cols in sizes]
 
 
 class NativeFusion:
@@ -114,8 +67,8 @@ class NativeFusion:
     def __init__(self, graph: ir.Graph, weights: ModelWeights) -> None:
         self.graph = graph
         self.weights = weights
-        self.plan = NativePlan()
         self.session = ir.Value(name="session", shape=ir.Shape([8]), type=ir.TensorType(ir.DataType.UINT8))
+        self.packed = PackedOps(graph, weights, self.session)
 
     def run(self) -> NativePlan:
         """Fuse everything.
@@ -142,7 +95,7 @@ class NativeFusion:
         left = [n.op_type for n in self.graph if n.op_type in _FUSED]
         if left:
             raise ExportError(f"internal: the native kernels do not cover {', '.join(sorted(set(left)))}")
-        return self.plan
+        return self.packed.plan
 
     def _attention(self, node: ir.Node, layer: int) -> None:
         query, key, value, _, _, past_length = node.inputs
@@ -176,7 +129,7 @@ class NativeFusion:
             type=ir.TensorType(ir.DataType.UINT8),
         )
         self.graph.inputs.append(up)
-        self.plan.ups[found.up + UP] = found.up
+        self.packed.plan.ups[found.up + UP] = found.up
         tables, past_length = found.rotation.inputs[1:3], node.inputs[5]
         latent, norm, sorting = sort_latents(self.graph, found, latent, self.weights)
         self.graph.insert_before(node, sorting)
@@ -233,8 +186,8 @@ class NativeFusion:
     def _norm_linear(self, products: Sequence[ir.Node], name: str, before: ir.Node) -> ir.Value:
         norm, scale = norm_of(products[0])
         tensors = [weight_of(product) for product in products]
-        fused = self._op(
-            "NormLinear", name, [norm.inputs[0], norm.inputs[1]], self._joined(tensors),
+        fused = self.packed.op(
+            "NormLinear", name, [norm.inputs[0], norm.inputs[1]], self.packed.joined(tensors),
             {"epsilon": norm.attributes.get_float("epsilon", 1e-5), "scale": scale},
         )  # fmt: skip
         self.graph.insert_before(before, fused)
@@ -242,9 +195,9 @@ class NativeFusion:
 
     def _linear_add(self, product: ir.Node) -> None:
         branch, tensor = branch_of(product.outputs[0]), weight_of(product)
-        fused = self._op(
+        fused = self.packed.op(
             "LinearAdd", tensor.removesuffix(".weight"), [product.inputs[0], branch.residual],
-            self._joined([tensor]), {"scale": branch.scale},
+            self.packed.joined([tensor]), {"scale": branch.scale},
         )  # fmt: skip
         self.graph.insert_before(branch.add, fused)
         ir.convenience.replace_all_uses_with(branch.add.outputs[0], fused.outputs[0])
@@ -257,9 +210,9 @@ class NativeFusion:
         up = producer(other, "MatMul")
         norm, _ = norm_of(gate)
         name = weight_of(gate).removesuffix("gate_proj.weight") + "gated"
-        fused = self._op(
+        fused = self.packed.op(
             "NormGated", name, [norm.inputs[0], norm.inputs[1]],
-            self._joined([weight_of(gate)]) | self._joined([weight_of(up)]),
+            self.packed.joined([weight_of(gate)]) | self.packed.joined([weight_of(up)]),
             {"epsilon": norm.attributes.get_float("epsilon", 1e-5)},
         )  # fmt: skip
         self.graph.insert_before(product, fused)
@@ -268,7 +221,7 @@ class NativeFusion:
 
     def _sparse_mlp(self, mlp: SparseMlpNodes) -> None:
         norm, add = mlp.norm, mlp.branch.add
-        fused = self._op(
+        fused = self.packed.op(
             "NormSparseMlp", mlp.gate.removesuffix(".gate_proj.weight"),
             [norm.inputs[0], norm.inputs[1], mlp.branch.residual],
             {mlp.gate + PANELS: [mlp.gate], mlp.up + STRIPS: [mlp.up], mlp.down + SLICES: [mlp.down]},
@@ -284,7 +237,7 @@ class NativeFusion:
         found = find_experts_nodes(experts)
         norm, add = found.norm, found.branch.add
         by_part = (("w1", experts.w1), ("w3", experts.w3), ("w2", experts.w2))
-        fused = self._op(
+        fused = self.packed.op(
             "NormExperts", experts.prefix, [norm.inputs[0], norm.inputs[1], found.router],
             {f"{experts.prefix}.{part}{PANELS}": tensors for part, tensors in by_part},
             {
@@ -304,49 +257,6 @@ class NativeFusion:
         fused.name, fused.shape, fused.type = "logits", logits.shape, logits.type
         self.graph.outputs[position] = fused
 
-    def _joined(self, tensors: list[str]) -> dict[str, list[str]]:
-        """Panels that are those of several tensors side by side: one product gives all results in turn."""
-        if len(tensors) > 1 and any(self.weights.shapes[tensor][0] % 8 for tensor in tensors):
-            raise ExportError(f"the native kernels want a multiple of 8 rows in each of {', '.join(tensors)}")
-        return {"+".join(tensors) + PANELS: tensors}
-
-    def _op(
-        self,
-        op_type: str,
-        name: str,
-        inputs: list[ir.Value | None],
-        packed: Mapping[str, list[str]],
-        attributes: dict[str, int | float],
-    ) -> ir.Node:
-        """A node that reads packed weights of one format, by input name the tensors they are made of.
-
-        Its attribute ``rows`` is the number of rows of the first of them unless ``attributes`` has another.
-        """
-        tensors = [tensor for parts in packed.values() for tensor in parts]
-        shapes = nbits_shapes(self.weights, tensors)
-        self.plan.shapes.update(zip(tensors, shapes, strict=True))
-        shape, first = shapes[0], next(iter(packed.values()))
-        attributes = {
-            "rows": sum(self.weights.shapes[tensor][0] for tensor in first),
-            **attributes,
-            "bits": shape.bits,
-            "group": shape.group,
-            "symmetric": int(shape.symmetric),
-        }
-        weights = [self._packed(*item) for item in packed.items()]
-        converted = ir.convenience.convert_attributes(attributes)
-        return ir.Node(
-            DOMAIN, op_type, [*inputs, *weights, self.session], converted, num_outputs=1, name=name
-        )
-
-    def _packed(self, name: str, tensors: list[str]) -> ir.Value:
-        if name not in self.plan.panels:
-            self.plan.panels[name] = tensors
-            size = sum(packed_bytes(name, self.plan.shapes[tensor]) for tensor in tensors)
-            value = ir.Value(name=name, shape=ir.Shape([size]), type=ir.TensorType(ir.DataType.UINT8))
-            self.graph.inputs.append(value)
-        return next(value for value in self.graph.inputs if value.name == name)
-
     def _drop_cache_ports(self) -> None:
         """With the nodes that the fused ones replaced, which only their cache outputs keep alive."""
         for value in [v for v in self.graph.outputs if (v.name or "").startswith("present.")]:
@@ -354,16 +264,6 @@ class NativeFusion:
         RemoveUnusedNodesPass()(ir.Model(self.graph, ir_version=10))
         for value in [v for v in self.graph.inputs if (v.name or "").startswith("past_key_values.")]:
             self.graph.inputs.remove(value)
-
-
-def packed_bytes(name: str, shape: NBitsShape) -> int:
-    """Bytes of a matrix in the layout that the ending of ``name`` tells."""
-    if name.endswith(STRIPS):
-        return shape.rows * strip_bytes(shape)
-    if name.endswith(SLICES):
-        return slice_count(shape) * slice_bytes(shape)
-    group = 16 + (0 if shape.symmetric else 8) + 8 * shape.group_cols * shape.bits // 8
-    return shape.panels * shape.groups * group
 
 
 def _rotation(rows: ir.Value | None) -> ir.Node | None:

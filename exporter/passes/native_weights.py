@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpm_edge.exporter.passes.native_latent import UP, up_projection
-from cpm_edge.exporter.passes.native_ops import PANELS, SLICES, STRIPS, NativePlan
+from cpm_edge.exporter.passes.native_plan import PANELS, SLICES, STRIPS, NativePlan
 from cpm_edge.exporter.passes.openvino_weights import OpenVinoWeights
 from cpm_edge.exporter.weights import ModelWeights
 from cpm_edge.plugins.matmul_nbits.panels import pack_rows

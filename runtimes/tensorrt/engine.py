@@ -1,86 +1,33 @@
-"""Bundles for Jetson (TensorRT) and for PCs with an NVIDIA GPU (TensorRT-RTX): find or build, load, run."""
+"""Bundles for Jetson (TensorRT) and for PCs with an NVIDIA GPU (TensorRT-RTX), opened and run."""
 
 from __future__ import annotations
 
-import time
 import weakref
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from cpm_edge.runtimes.bundle import Bundle, check_engine
+from cpm_edge.runtimes.bundle import Bundle
 from cpm_edge.runtimes.cache_layout import recurrent_info
-from cpm_edge.runtimes.cuda_runtime import Cuda, Stream, load_cuda
+from cpm_edge.runtimes.cuda_runtime import Stream
 from cpm_edge.runtimes.embedding import HostEmbedding
 from cpm_edge.runtimes.errors import BackendError
 from cpm_edge.runtimes.session import Engine
-from cpm_edge.runtimes.tensorrt.api import Api, PluginLibrary, load_api
-from cpm_edge.runtimes.tensorrt.build import BuildSpec, build_engine, input_weights
-from cpm_edge.runtimes.tensorrt.cache import (
-    CachedEngine,
-    EngineCache,
-    EngineIdentity,
-    check_identity,
-    identity_of,
+from cpm_edge.runtimes.tensorrt.acquire import (
+    DEVICE,
+    REBUILD,
+    Machine,
+    deserialize,
+    find_or_build,
+    load_plugins,
 )
+from cpm_edge.runtimes.tensorrt.api import PluginLibrary
+from cpm_edge.runtimes.tensorrt.cache import CachedEngine, EngineCache
 from cpm_edge.runtimes.tensorrt.caches import DeviceCaches
 from cpm_edge.runtimes.tensorrt.contexts import Contexts
-from cpm_edge.runtimes.tensorrt.device import Device, detect_device
 from cpm_edge.runtimes.tensorrt.io import EngineIo
-from cpm_edge.runtimes.tensorrt.memory import (
-    Need,
-    Placement,
-    check_run,
-    check_weightless,
-    choose_placement,
-    workspace_limit,
-)
+from cpm_edge.runtimes.tensorrt.memory import Need, Placement, check_run
 from cpm_edge.runtimes.tensorrt.session import TensorRtSession
 from cpm_edge.runtimes.tensorrt.step import Stepper
 from cpm_edge.runtimes.tensorrt.weights import DeviceWeights
-
-if TYPE_CHECKING:
-    import tensorrt as trt
-
-MODEL = "model.onnx"
-DEVICE = "cuda"
-_REBUILD = "Build it anew: cpm-run BUNDLE --build-only"
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a bundle is opened with."""
-
-    api: Api
-    cuda: Cuda
-    device: Device
-
-    @classmethod
-    def of(cls, bundle: Bundle, device: str) -> Machine:
-        """Look at this machine with the bundle's needs in mind.
-
-        Raises:
-            BackendError: no engine, no GPU, another version, or kernels of another chip.
-        """
-        engine = bundle.manifest.engine
-        if device.lower() != DEVICE:
-            raise BackendError(
-                f"device: expected {DEVICE} for a {bundle.manifest.target} bundle, got {device}",
-                hint=f"Use --device {DEVICE}, or export with --target ort or aipc for other devices.",
-            )
-        api = load_api(engine["name"])
-        check_engine(engine["requires"], api.version, name=f"the engine {api.name}")
-        cuda = load_cuda()
-        found = detect_device(cuda)
-        if engine.get("sm") not in (None, found.sm):
-            raise BackendError(
-                f"the bundle's kernels are compiled for SM {engine['sm']} ({bundle.manifest.chip}), "
-                f"this device is {found}",
-                hint="Export for this chip: cpm-export --target jetson --chip ID",
-            )
-        return cls(api, cuda, found)
 
 
 def open_engine(
@@ -99,118 +46,15 @@ def open_engine(
             hint="Leave --threads out.",
         )
     machine = Machine.of(bundle, device)
-    plugins = _load_plugins(bundle, machine.api)
+    plugins = load_plugins(bundle, machine.api)
     try:
-        identity = identity_of(bundle, machine.api.version, machine.device.sm)
-        cache = EngineCache()
-        found = cache.find(identity) or _ahead_of_time(bundle, identity)
-        if found is None:
-            found = _build(bundle, machine, cache, identity)
+        found = find_or_build(bundle, machine)
         check_run(Need.of(bundle.manifest.engine), machine.device, found.placement)
         return TensorRtEngine(bundle, machine, found, plugins, max_context)
     except BaseException:
         if plugins is not None:
             plugins.release()
         raise
-
-
-def build(bundle: Bundle, *, device: str = DEVICE) -> tuple[CachedEngine, bool]:
-    """Have an engine in the cache folder without running it: what ``cpm-run --build-only`` does.
-
-    One that is there already stays, if it is whole and the engine opens it.
-
-    Returns:
-        the engine and whether it was built now.
-
-    Raises:
-        as ``open_engine``.
-    """
-    machine = Machine.of(bundle, device)
-    plugins = _load_plugins(bundle, machine.api)
-    try:
-        identity = identity_of(bundle, machine.api.version, machine.device.sm)
-        cache = EngineCache()
-        found = _usable(machine.api, cache, identity)
-        return (found, False) if found else (_build(bundle, machine, cache, identity), True)
-    finally:
-        if plugins is not None:
-            plugins.release()
-
-
-def _usable(api: Api, cache: EngineCache, identity: EngineIdentity) -> CachedEngine | None:
-    try:
-        found = cache.find(identity)
-        if found is None or not found.intact():
-            return None
-        _deserialize(api, found.path)
-        return found
-    except BackendError:  # built for something else, or unreadable: what this command is for
-        return None
-
-
-def _load_plugins(bundle: Bundle, api: Api) -> PluginLibrary | None:
-    plugins = bundle.manifest.engine.get("plugins")
-    if not plugins:
-        return None
-    if api.is_rtx:
-        raise BackendError(
-            f"{api.name} has no plugins, but the bundle needs {plugins['library']}",
-            hint="Export with: --target rtx",
-        )
-    path = bundle.file(plugins["library"])
-    return PluginLibrary.load(api, path, plugins.get("names", ()), str(plugins["version"]))
-
-
-def _ahead_of_time(bundle: Bundle, identity: EngineIdentity) -> CachedEngine | None:
-    """The engine inside the bundle, if it has one."""
-    plan = bundle.manifest.engine.get("plan")
-    if plan is None:
-        return None
-    path = bundle.file(plan["file"])
-    sm = identity.sm if identity.sm in plan["sm"] else plan["sm"][0]
-    built_for = EngineIdentity(identity.bundle, identity.engine, plan["version"], sm, identity.plugins)
-    check_identity(built_for, identity, str(path))
-    entry = bundle.manifest.files[plan["file"]]
-    return CachedEngine(path, identity, Placement.ENGINE, (), entry.sha256, entry.bytes, 0.0)
-
-
-def _build(bundle: Bundle, machine: Machine, cache: EngineCache, identity: EngineIdentity) -> CachedEngine:
-    engine = bundle.manifest.engine
-    need = Need.of(engine)
-    placement = choose_placement(need, machine.device)
-    model = bundle.file(MODEL)
-    if placement is Placement.INPUTS:
-        outside = sum(tensor.nbytes for tensor in input_weights(model.read_bytes()))
-        check_weightless(need, outside, machine.device)
-    spec = BuildSpec(
-        model=model,
-        prefill_chunk=int(engine["prefill_chunk"]),
-        vocab_size=bundle.manifest.vocab_size,
-        workspace=workspace_limit(need, machine.device),
-        aliased=bundle.manifest.cache["form"] == "in_place",
-        placement=placement,
-        sms=(machine.device.sm,) if machine.api.is_rtx else (),
-    )
-    with cache.writing():
-        pass  # a folder that cannot be written should be known before a build of minutes
-    began = time.monotonic()
-    built = build_engine(machine.api, spec, timing_cache=cache.timings(identity))
-    seconds = time.monotonic() - began
-    return cache.store(identity, memoryview(built.plan), placement, built.weights, seconds)
-
-
-def _deserialize(api: Api, path: Path) -> tuple[trt.Runtime, trt.ICudaEngine]:
-    """Load an engine file through a mapping, so that its bytes are not in memory twice.
-
-    Raises:
-        BackendError: the engine refuses it; with what it says.
-    """
-    api.log.clear()
-    runtime: trt.Runtime = api.module.Runtime(api.logger)
-    engine: trt.ICudaEngine | None = runtime.deserialize_cuda_engine(np.memmap(path, np.uint8, "r"))
-    if engine is None:
-        raise BackendError(f"{api.name} {api.version} cannot load {path}{api.log.text()}", hint=_REBUILD)
-    return runtime, engine
 
 
 class TensorRtEngine(Engine):
@@ -231,7 +75,7 @@ class TensorRtEngine(Engine):
         self._closing: list[Any] = []
         self._sessions: dict[DeviceCaches, weakref.ref[TensorRtSession]] = {}
         try:
-            self._runtime, self._engine = _deserialize(machine.api, cached.path)
+            self._runtime, self._engine = deserialize(machine.api, cached.path)
             self.io = EngineIo.of(machine.api, self._engine, bundle.manifest.cache["form"])
             self._check(bundle)
             self._stream_weights()
@@ -307,7 +151,7 @@ class TensorRtEngine(Engine):
         capacity, expected = self.io.capacity, bundle.manifest.cache.get("capacity")
         if None not in (capacity, expected) and capacity != expected:
             raise BackendError(
-                f"the engine: expected caches of {expected} rows, got {capacity}", hint=_REBUILD
+                f"the engine: expected caches of {expected} rows, got {capacity}", hint=REBUILD
             )
 
     def _open(self, bundle: Bundle, cached: CachedEngine) -> None:
@@ -316,7 +160,7 @@ class TensorRtEngine(Engine):
         weights: DeviceWeights = self._owned(DeviceWeights(cuda, self.stream, bundle, cached.weights), "free")
         missing = [name for name in self.io.weights if name not in weights.addresses]
         if missing:
-            raise BackendError(f"the engine: unknown inputs {', '.join(missing[:5])}", hint=_REBUILD)
+            raise BackendError(f"the engine: unknown inputs {', '.join(missing[:5])}", hint=REBUILD)
         jit_cache = cached.path.with_name("kernels.cache") if self.machine.api.is_rtx else None
         if jit_cache is not None and cached.path.is_relative_to(bundle.path):
             jit_cache = EngineCache().folder / cached.identity.key / jit_cache.name

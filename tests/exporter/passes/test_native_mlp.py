@@ -13,7 +13,8 @@ from cpm_edge.exporter import trace
 from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.passes.builder import Builder
 from cpm_edge.exporter.passes.native_mlp import find_sparse_mlps
-from cpm_edge.exporter.passes.native_ops import NativeFusion, NativePlan
+from cpm_edge.exporter.passes.native_ops import NativeFusion
+from cpm_edge.exporter.passes.native_plan import NativePlan
 from cpm_edge.exporter.passes.native_weights import NativeWeights
 from cpm_edge.exporter.weights import ModelWeights
 from cpm_edge.plugins.matmul_nbits.spec import NBitsShape
