@@ -32,6 +32,12 @@ class Samples:
         return f"{middle} ({min(self.values):.{digits}f}..{max(self.values):.{digits}f})"
 
 
+def agree(one: Samples, other: Samples) -> bool:
+    """Whether each median lies within the other's spread."""
+    pairs = ((one, other), (other, one))
+    return all(min(a.values) <= b.median <= max(a.values) for a, b in pairs)
+
+
 def ratio(ours: Samples, other: Samples) -> str:
     """Ratio of medians, ``1.25``; ``-`` where either was not measured or is zero."""
     if not len(ours) or not len(other) or not other.median:

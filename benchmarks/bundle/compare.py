@@ -11,7 +11,7 @@ from cpm_edge.benchmarks.bundle.html import legend, page, spread
 from cpm_edge.benchmarks.bundle.record import At, Record
 from cpm_edge.benchmarks.bundle.svg import Series, line_chart, number
 from cpm_edge.benchmarks.bundle.verdict import warnings
-from cpm_edge.benchmarks.samples import ratio
+from cpm_edge.benchmarks.samples import agree, ratio
 
 STYLES = ("s1", "s2", "s3", "s4", "s5", "s6")
 
@@ -36,7 +36,7 @@ def compare_table(records: Sequence[Record]) -> Table:
             str(at.context),
             at.first.text(3),
             at.rate.text(),
-            ratio(at.rate, base.rate) if base else "-",
+            _to_first(at, base),
             "-" if at.share is None else f"{at.share:.0%}",
             _output(at, base),
         )
@@ -75,7 +75,7 @@ def _html_table(records: Sequence[Record]) -> str:
     rows = []
     for name, at, base in _rows(records):
         cells = (escape(name), str(at.context), spread(at.first, 3), spread(at.rate),
-                 ratio(at.rate, base.rate) if base else "-",
+                 _to_first(at, base),
                  "-" if at.share is None else f"{at.share:.0%}", _output(at, base))  # fmt: skip
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     headings = "".join(f"<th>{name}</th>" for name in head)
@@ -91,6 +91,14 @@ def _rows(records: Sequence[Record]) -> list[tuple[str, At, At | None]]:
         for at in (first.values() if record is records[0] else record.at())
     ]
     return sorted(found, key=lambda row: row[1].context)
+
+
+def _to_first(at: At, base: At | None) -> str:
+    """The ratio of speeds, and whether it says more than repeats of one run do."""
+    if base is None:
+        return "-"
+    same = base is not at and agree(at.rate, base.rate)
+    return ratio(at.rate, base.rate) + (", within the spread" if same else "")
 
 
 def _output(at: At, base: At | None) -> str:

@@ -121,6 +121,7 @@ def test_compare_on_the_command_line(tmp_path: Path) -> None:
     output = tmp_path / "chips.html"
     result = CliRunner().invoke(main, ["compare", *map(str, files), "-o", str(output)])
     assert result.exit_code == 0, result.output
+    assert "within the spread" in output.read_text()
     assert "1.00" in result.stdout and output.read_text().count("<polyline") == 3
     files[1].write_text(json.dumps(changed(("schema",), 9)))
     refused = CliRunner().invoke(main, ["compare", *map(str, files)])
