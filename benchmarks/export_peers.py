@@ -23,7 +23,7 @@ from cpm_edge.benchmarks.llama_config import as_llama
 from cpm_edge.benchmarks.peers.lineup import optimum_command
 from cpm_edge.benchmarks.random_checkpoint import write_checkpoint
 from cpm_edge.benchmarks.report import Report
-from cpm_edge.benchmarks.samples import Samples
+from cpm_edge.benchmarks.samples import Samples, ratio
 from cpm_edge.benchmarks.shape import Shape
 from cpm_edge.exporter.progress import Progress
 
@@ -140,16 +140,16 @@ def _measure_all(report: Report, commands: dict[str, list[str]], repeat: int, fo
             seconds[name].add(cost.seconds)
             peaks[name].add(cost.peak_bytes)
             sizes[name] = folder_bytes(folder / "out")
-    table = Table(
-        "export, int4 g128 sym", "seconds", "peak RSS, GB", "output, MB", "time ratio", "memory ratio"
-    )
+    peers = [peer for peer in PEERS if peer in commands]
+    ratios = [f"{peer.split()[0]}'s {what}" for peer in peers for what in ("time", "memory")]
+    table = Table("export, int4 g128 sym", "seconds", "peak RSS, GB", "output, MB", *ratios)
     for name in commands:
         table.add_row(
             name,
             seconds[name].text(),
             Samples(value / 1e9 for value in peaks[name].values).text(2),
             f"{sizes[name] / 1e6:.0f}",
-            *_ratios(seconds, peaks, name),
+            *(_ratio(each, peer, name) for peer in peers for each in (seconds, peaks)),
         )
     report.tables.append(table)
     report.results = {
@@ -158,10 +158,6 @@ def _measure_all(report: Report, commands: dict[str, list[str]], repeat: int, fo
     }
 
 
-def _ratios(seconds: dict[str, Samples], peaks: dict[str, Samples], name: str) -> tuple[str, str]:
-    """Of ours to each peer that was measured, in the order of PEERS."""
-    if name in PEERS:
-        return "", ""
-    peers = [peer for peer in PEERS if peer in seconds]
-    faster = ", ".join(f"{seconds[peer].median / seconds[name].median:.2f}x faster" for peer in peers)
-    return faster, ", ".join(f"{peaks[peer].median / peaks[name].median:.2f}x less" for peer in peers)
+def _ratio(costs: dict[str, Samples], peer: str, name: str) -> str:
+    """How many times as much the peer takes."""
+    return "" if name in PEERS else f"{ratio(costs[peer], costs[name])}x"

@@ -25,7 +25,7 @@ from cpm_edge.plugins.native import NativeError
 from cpm_edge.plugins.probe import read_bandwidth
 from cpm_edge.runtimes.bundle import Bundle, open_bundle
 
-SLOW = 0.7  # of a profile's bandwidth
+SLOW = 0.7  # of a profile's bandwidth, or the other way round
 DRIFT = 0.1  # of the bandwidth, from before to after a measurement, of which a report speaks
 _CACHE = {"float32": "fp32", "float16": "fp16", "int8": "int8", "uint8": "int8"}
 
@@ -53,7 +53,7 @@ def run(path: Path, settings: Settings, chip: str, accuracy: Path | None) -> tup
     results["chip"] = {"id": found.id, "name": found.name}
     results["accuracy"] = exact
     notes += add_model(results, bundle, found, settings)
-    notes += _drift(bandwidths) + _slow_memory(results["roofline"], found, settings)
+    notes += _drift(bandwidths) + _other_memory(results["roofline"], found, settings)
     report = Report("run", {**vars(settings), "bundle": str(path), "chip": found.id}, results, notes=notes)
     record = check_record(json.loads(json.dumps(report.to_json())), path.name)
     report.tables.append(table(record))
@@ -158,10 +158,10 @@ def _drift(bandwidths: list[float]) -> list[str]:
     ]
 
 
-def _slow_memory(roofline: dict[str, Any], chip: Chip, settings: Settings) -> list[str]:
-    """Said where predictions are for a machine that is faster than this one is now."""
+def _other_memory(roofline: dict[str, Any], chip: Chip, settings: Settings) -> list[str]:
+    """Said where predictions are for a machine that is faster or slower than this one is now."""
     now, known = roofline["bandwidth"], chip.bandwidth
-    if settings.device != "CPU" or not now or known is None or now > SLOW * known.value:
+    if settings.device != "CPU" or not now or known is None or SLOW < now / known.value < 1 / SLOW:
         return []
     return [
         f"memory was read at {now / 1e9:.1f} GB/s in this run, the chip's profile says "

@@ -19,7 +19,9 @@ from cpm_edge.benchmarks.plan.detect import Signs, with_memory
 from cpm_edge.benchmarks.plan.errors import PlanError
 
 BLOCK = 64 << 20  # bytes a thread; more than caches hold
-PASSES = 5
+MEASURED_SECONDS = (
+    0.5  # of passes, of which the best counts: virtual machines are slow for tenths of a second
+)
 SIDE = 1024
 # What the native flavour takes a layer beside reading, and its int8 products against float32 ones of numpy,
 # from MiniCPM4-0.5B int4 on two Zen 3 cores: 61.4 tok/s at 19.8 GB/s; 420 prompt tok/s at 33.2 GB/s.
@@ -100,18 +102,19 @@ def _profile(signs: Signs, bandwidth: float, operations: float) -> dict[str, obj
 
 
 def _measured() -> tuple[float, float]:
-    """The best of a few passes, so that other work disturbs little."""
+    """Bytes a second read by all cores, and float32 operations a second."""
     threads = os.cpu_count() or 1
     blocks = [np.ones(BLOCK, np.int8) for _ in range(threads)]
-    read = product = float("inf")
     with ThreadPoolExecutor(threads) as pool:
-        for _ in range(PASSES):
-            start = time.perf_counter()
-            list(pool.map(np.maximum.reduce, blocks))
-            read = min(read, time.perf_counter() - start)
+        read = _best_seconds(lambda: list(pool.map(np.maximum.reduce, blocks)))
     square = np.ones((SIDE, SIDE), np.float32)
-    for _ in range(PASSES):
-        start = time.perf_counter()
-        square @ square
-        product = min(product, time.perf_counter() - start)
-    return threads * BLOCK / read, 2 * SIDE**3 / product
+    return threads * BLOCK / read, 2 * SIDE**3 / _best_seconds(lambda: square @ square)
+
+
+def _best_seconds(work: Callable[[], object]) -> float:
+    """Of one pass, among those that MEASURED_SECONDS have room for."""
+    best, begun = float("inf"), time.perf_counter()
+    while (start := time.perf_counter()) < begun + MEASURED_SECONDS:
+        work()
+        best = min(best, time.perf_counter() - start)
+    return best

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 
-from cpm_edge.benchmarks.bundle.measure import output_hash, random_prompt, repeat_once
+from cpm_edge.benchmarks.bundle.measure import Settings, output_hash, random_prompt, repeat_once
 from cpm_edge.benchmarks.bundle.record import read_record
-from cpm_edge.benchmarks.bundle.run import parse_format
+from cpm_edge.benchmarks.bundle.run import _other_memory, parse_format
 from cpm_edge.benchmarks.cli import main
+from cpm_edge.benchmarks.plan.catalog import chip as chip_called
 from cpm_edge.benchmarks.plan.storage import Format
 from tests.support.bundles import NATIVE
 
@@ -92,3 +93,12 @@ def test_an_accuracy_file_of_something_else(bundles: Bundles, tmp_path: Path) ->
     folder = bundles.result("sparse", "aipc", **NATIVE).folder
     result = CliRunner().invoke(main, ["run", str(folder), "--chip", "ddr5-laptop", "--accuracy", str(file)])
     assert result.exit_code == 1 and "got that of another" in result.stderr
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.5, True), (0.8, False), (1.2, False), (1.7, True)])
+def test_memory_of_another_speed_than_the_profile_s_is_told(share: float, told: bool) -> None:
+    chip = chip_called("ddr5-laptop")
+    assert chip.bandwidth is not None
+    settings = Settings(contexts=(32,), new_tokens=4, repeat=1, threads=None, device="CPU")
+    notes = _other_memory({"bandwidth": share * chip.bandwidth.value}, chip, settings)
+    assert any("the chip's profile says" in note for note in notes) == told
