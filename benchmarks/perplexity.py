@@ -61,9 +61,16 @@ def perplexity(session: Session, tokens: npt.NDArray[np.int64], window: int = WI
 
 
 def read_text(path: Path) -> str:
-    """A text file, gzipped or not."""
-    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    return data.decode("utf-8")
+    """A text file, gzipped or not.
+
+    Raises:
+        BenchError: it is not UTF-8 text.
+    """
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        return data.decode("utf-8")
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+        raise BenchError(f"{path}: expected UTF-8 text, plain or .gz: {error}") from error
 
 
 def cut_windows(

@@ -81,6 +81,6 @@ def check_file(file: Path | None) -> None:
     folder = file.resolve().parent
     if file.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise BenchError(
-            f"--json: expected a file in a folder that can be written, got {file}",
+            f"{file}: expected a file in a folder that can be written",
             hint="make the folder first",
         )

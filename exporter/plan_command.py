@@ -19,6 +19,7 @@ from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.registry import find_architecture
 
 WIDTH = 120
+MOST_GIGABYTES = 1e6
 
 
 def run_plan(
@@ -34,6 +35,13 @@ def run_plan(
     Raises:
         ExportError: it cannot be planned, or it does not fit; the hint has what would make it fit.
     """
+    if memory is not None and not 0 < memory < MOST_GIGABYTES:
+        raise ExportError(f"--memory: expected gigabytes above 0, got {memory:g}")
+    if arguments["ratio"] < 1:
+        raise ExportError(
+            f"--ratio {arguments['ratio']:g}: only the calibration tells which matrices become int8",
+            hint="plan --weight-format int4 and --weight-format int8: the bundle lies between",
+        )
     config = read_config(arguments["model"], arguments["revision"])
     with warnings_printed():
         find_architecture(config).config.from_dict(config)  # refuses what the exporter does not implement
@@ -41,7 +49,7 @@ def run_plan(
     question = Question(
         **{name: arguments[name] for name in names},
         context=arguments["max_context"],
-        memory=int(memory * 1e9) if memory else None,
+        memory=None if memory is None else int(memory * 1e9),
         device=device,
     )
     try:
@@ -98,5 +106,5 @@ def _print(answer: Plan, as_json: bool) -> None:
 
 def _changes(answer: Plan) -> str:
     if not answer.advice:
-        return "no chip of this kind has the memory; choose a smaller model"
+        return "no single change and no two of them make it fit; try three, or a smaller model"
     return "one of: " + "; ".join(each.option for each in answer.advice)

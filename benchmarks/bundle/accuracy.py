@@ -61,10 +61,16 @@ def run(bundle: Path, reference: str, text: Path, settings: Settings) -> Report:
         BenchError: the text is too short, or the checkpoint is of another model.
     """
     manifest = open_bundle(bundle).manifest
+    if settings.window > manifest.context.max_context:
+        raise BenchError(
+            f"--window: expected at most {manifest.context.max_context} tokens, the bundle's context, "
+            f"got {settings.window}"
+        )
     with load(bundle) as model, Progress().stage("Scoring the bundle and its checkpoint"):
         windows = cut_windows(model, text, settings.characters, settings.window, settings.windows)
         results = score(model, reference_of(manifest, reference), list(windows), settings)
         results["weights"] = manifest.weights["linear"]
+        results["source"] = manifest.source["name"]
     results |= {"reference": Path(reference).name, "text": text.name}
     report = Report("accuracy", {**vars(settings), "bundle": str(bundle), "text": str(text)}, results)
     report.tables.append(_table(results, bundle.resolve().name))

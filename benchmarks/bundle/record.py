@@ -42,6 +42,7 @@ _RESULTS: dict[str, type | tuple[type, ...]] = {
     "conditions": dict,
     "load_seconds": (int, float),
 }
+MOST_TOKENS = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,11 @@ def read_record(path: Path) -> Record:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BenchError(f"{path}: expected the JSON of cpm-bench run: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise BenchError(
+            f"{path}: expected the JSON of cpm-bench run: {error}",
+            hint="cpm-bench run BUNDLE --json writes one",
+        ) from error
     return check_record(content, str(path))
 
 
@@ -152,9 +156,11 @@ def check_record(content: Any, where: str) -> Record:
     for key, value in content["results"]["memory"].items():
         if key != "predicted" and value is not None and not isinstance(value, int):
             raise _damaged(where, f"results.memory.{key}", "bytes", value)
-    for key in ("name", "target", "weights"):
-        if not isinstance(content["results"]["bundle"].get(key), str):
-            raise _damaged(where, f"results.bundle.{key}", "text", content["results"]["bundle"].get(key))
+    for part, keys in (("bundle", ("name", "target", "weights")), ("chip", ("id", "name"))):
+        for key in keys:
+            value = content["results"][part].get(key)
+            if not isinstance(value, str):
+                raise _damaged(where, f"results.{part}.{key}", "text", value)
     return Record(content, Path(where).stem)
 
 
@@ -171,7 +177,7 @@ def _check_types(
 def _check_context(entry: Any, where: str, key: str) -> None:
     if not isinstance(entry, dict):
         raise _damaged(where, key, "an object", entry)
-    if not isinstance(entry.get("context"), int) or entry["context"] < 1:
+    if not isinstance(entry.get("context"), int) or not 1 <= entry["context"] <= MOST_TOKENS:
         raise _damaged(where, f"{key}.context", "a number of tokens", entry.get("context"))
     first, steps = entry.get("first_token_seconds"), entry.get("step_seconds")
     if not _times(first):
@@ -185,6 +191,7 @@ def _check_context(entry: Any, where: str, key: str) -> None:
         raise _damaged(where, f"{key}.output_hashes", "a list of texts", hashes)
     if predicted is not None and not (
         isinstance(predicted, dict)
+        and "low" in predicted
         and _times([predicted.get("high")])
         and (predicted.get("low") is None or _times([predicted["low"]]))
     ):

@@ -181,12 +181,17 @@ def _accuracy(file: Path | None, bundle: Bundle) -> dict[str, Any] | None:
         found: dict[str, Any] = content["results"]
         if content["benchmark"] != "accuracy":
             raise KeyError("benchmark")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BenchError(f"{file}: expected the JSON of cpm-bench accuracy: {error}") from error
-    if found.get("weights") != bundle.manifest.weights["linear"]:
+        theirs = tuple(map(found.get, ("source", "weights")))
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise BenchError(
-            f"{file}: expected the accuracy of this bundle ({bundle.manifest.weights['linear']}), "
-            f"got that of another ({found.get('weights')})"
+            f"{file}: expected the JSON of cpm-bench accuracy",
+            hint="cpm-bench accuracy BUNDLE --reference CHECKPOINT --text FILE --json FILE writes one",
+        ) from error
+    ours = (bundle.manifest.source["name"], bundle.manifest.weights["linear"])
+    if theirs != ours:
+        raise BenchError(
+            f"{file}: expected the accuracy of this bundle, {' in '.join(ours)}, "
+            f"got that of {' in '.join(map(str, theirs))}"
         )
     return found
 

@@ -35,7 +35,8 @@ def advice(plan: Plan, answer: Callable[[Question], Plan]) -> tuple[Change, ...]
         shorter = _shorter(plan, answer) if count == 1 else None
         if shorter and len(found) < MOST:
             found.append(shorter)
-    larger = _larger_chip(plan)
+    # --memory would stay with another chip, too.
+    larger = None if plan.question.memory else _larger_chip(plan)
     if larger and len(found) < MOST:
         found.append(larger)
     return tuple(found)

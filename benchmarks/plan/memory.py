@@ -1,7 +1,7 @@
 """Memory of a running session: weights as the engine keeps them, cache, workspace, and the process itself.
 
 The constants were measured as the peak of a process (VmHWM) with two threads, on random weights in the shapes
-of MiniCPM4-0.5B and 8B: openvino 2026.4.1 and onnxruntime 1.32 on x86-64 with AVX2.
+of MiniCPM4-0.5B and 8B and of SmolLM2: openvino 2026.4.1 and onnxruntime 1.32 on x86-64 with AVX2.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _MEASURED = "measured on MiniCPM4-0.5B and 8B shapes"
 _GPU = Engine(724 * MIB, 1.02, 0.0, "fit of MiniCPM4-0.5B and 8B of OpenVINO's published table for the 358H")
 _TENSORRT = Engine(600 * MIB, 1.05, 0.0, "assumed: CUDA context, engine and libraries; not measured")
 _CPU = {
-    "ort": Engine(65 * MIB, 1.386, 0.5, _MEASURED),
-    "aipc stock": Engine(175 * MIB, 2.19, 1.0, _MEASURED),
-    "aipc native": Engine(100 * MIB, 1.0, 0.0, _MEASURED),
+    "ort": Engine(85 * MIB, 1.386, 0.5, _MEASURED),
+    "aipc stock": Engine(200 * MIB, 2.19, 1.0, _MEASURED),
+    "aipc native": Engine(120 * MIB, 1.0, 0.0, _MEASURED),
     "jetson": _TENSORRT,
     "rtx": _TENSORRT,
 }

@@ -18,6 +18,7 @@ from cpm_edge.benchmarks.plan.storage import Formats, WeightBytes, weight_bytes
 
 SHORT = 512
 TARGETS = ("ort", "aipc", "jetson", "rtx")
+FLAVOURS = ("stock", "native")
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def plan(
 
     Args:
         config: a parsed config.json, its path, or the folder of a checkpoint.
-        chip: a profile or its id; auto detects this machine.
+        chip: a profile or its id; auto detects this machine, this-machine measures it.
         question: or its fields by name.
 
     Raises:
@@ -111,7 +112,7 @@ def plan(
     """
     question = question or Question(**asked)
     shape = ModelShape.read(config)
-    found = (_detected() if chip == "auto" else find_chip(chip)) if isinstance(chip, str) else chip
+    found = _chip(chip) if isinstance(chip, str) else chip
     answer = _answer(shape, found, question)
     if answer.fits is False:
         from cpm_edge.benchmarks.plan.advice import advice
@@ -120,16 +121,23 @@ def plan(
     return answer
 
 
-def _detected() -> Chip:
-    from cpm_edge.benchmarks.plan.detect import detect
+def _chip(name: str) -> Chip:
+    from cpm_edge.benchmarks.plan.detect import detect, read_signs
 
-    return detect()
+    if name == "auto":
+        return detect()
+    if name == "this-machine":
+        from cpm_edge.benchmarks.plan.this_machine import this_machine
+
+        return this_machine(read_signs())
+    return find_chip(name)
 
 
 def _answer(shape: ModelShape, chip: Chip, question: Question) -> Plan:
     target = question.target or chip.target
     if target not in TARGETS:
         raise PlanError(f"--target: expected one of {', '.join(TARGETS)}, got {target}")
+    _check_values(question, target)
     _check_pair(target, chip)
     flavour = question.flavour if target == "aipc" else ""
     name, device = _device(chip, target, question)
@@ -168,6 +176,14 @@ def _answer(shape: ModelShape, chip: Chip, question: Question) -> Plan:
     )
 
 
+def _check_values(question: Question, target: str) -> None:
+    if target == "aipc" and question.flavour not in FLAVOURS:
+        raise PlanError(f"--flavour: expected one of {', '.join(FLAVOURS)}, got {question.flavour}")
+    for option, value in (("--max-context", question.context), ("--memory", question.memory)):
+        if value is not None and value < 1:
+            raise PlanError(f"{option}: expected a number above 0, got {value}")
+
+
 def _check_pair(target: str, chip: Chip) -> None:
     if target != chip.target and (target in ("jetson", "rtx") or chip.kind == "jetson"):
         raise PlanError(
@@ -181,6 +197,11 @@ def _device(chip: Chip, target: str, question: Question) -> tuple[str, Device]:
     name = question.device or ("CPU" if cpu_only and "CPU" in chip.devices else next(iter(chip.devices)))
     if name not in chip.devices:
         raise PlanError(f"--device: expected one of {', '.join(chip.devices)} of {chip.id}, got {name}")
+    if cpu_only and name != "CPU":
+        what = "ort bundles run" if target == "ort" else "the native flavour runs"
+        raise PlanError(
+            f"--device: {what} on the CPU, got {name}", hint="--target aipc --flavour stock for other devices"
+        )
     return name, chip.devices[name]
 
 

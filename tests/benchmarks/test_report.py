@@ -28,5 +28,5 @@ def test_a_file_that_cannot_be_written_is_refused_before_measuring(tmp_path: Pat
     check_file(None)
     check_file(tmp_path / "new.json")
     for bad in (tmp_path, tmp_path / "missing" / "out.json"):
-        with pytest.raises(BenchError, match="--json: expected a file"):
+        with pytest.raises(BenchError, match=": expected a file in a folder that can be written"):
             check_file(bad)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner, Result
 
 from cpm_edge.exporter.cli import main
@@ -64,3 +65,16 @@ def test_what_a_plan_warns_of_is_one_line(tmp_path: Path) -> None:
     result = run("-m", str(tmp_path), "--plan", "--chip", "jetson-agx-orin-64gb")
     assert result.exit_code == 0
     assert result.stderr == "warning: config.json: keys without effect here: mystery\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--memory", "nan"], "--memory: expected gigabytes above 0, got nan"),
+        (["--memory", "0"], "--memory: expected gigabytes above 0, got 0"),
+        (["--ratio", "0.5"], "only the calibration tells which matrices become int8"),
+    ],
+)
+def test_what_cannot_be_planned(options: list[str], message: str) -> None:
+    result = run("-m", str(CONFIGS / "minicpm4-8b.json"), "--plan", "--chip", "ddr5-laptop", *options)
+    assert result.exit_code == 1 and message in result.stderr

@@ -46,6 +46,9 @@ def test_a_newer_schema_is_refused_with_the_way_out() -> None:
         (("results", "contexts", 0, "first_token_seconds"), [0], "contexts[0].first_token_seconds"),
         (("results", "contexts", 0, "read_bytes"), None, "contexts[0].read_bytes"),
         (("results", "bundle", "name"), 3, "results.bundle.name: expected text, got 3"),
+        (("results", "chip"), {}, "results.chip.id: expected text, got None"),
+        (("results", "contexts", 0, "predicted"), {"high": 9.0}, "contexts[0].predicted: expected null, or"),
+        (("results", "contexts", 0, "context"), 10**400, "contexts[0].context: expected a number of tokens"),
         (("time",), 7, "time: expected str, got 7"),
     ],
 )
@@ -55,9 +58,10 @@ def test_a_damaged_record_is_refused(path: tuple[Any, ...], value: Any, message:
     assert message in error.value.message
 
 
-def test_a_file_that_was_cut_off(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", [json.dumps(RECORD)[:-40], "[" * 200_000], ids=["cut off", "deep"])
+def test_a_file_that_is_no_json(tmp_path: Path, text: str) -> None:
     file = tmp_path / "run.json"
-    file.write_text(json.dumps(RECORD)[:-40])
+    file.write_text(text)
     with pytest.raises(BenchError, match="expected the JSON of cpm-bench run"):
         read_record(file)
 

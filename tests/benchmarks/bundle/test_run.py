@@ -89,10 +89,16 @@ def test_a_manifest_s_words_for_formats(form: Format) -> None:
 
 def test_an_accuracy_file_of_something_else(bundles: Bundles, tmp_path: Path) -> None:
     file = tmp_path / "other.json"
-    file.write_text(json.dumps({"benchmark": "accuracy", "results": {"weights": "bf16"}}))
     folder = bundles.result("sparse", "aipc", **NATIVE).folder
-    result = CliRunner().invoke(main, ["run", str(folder), "--chip", "ddr5-laptop", "--accuracy", str(file)])
-    assert result.exit_code == 1 and "got that of another" in result.stderr
+    for results, words in (
+        ({"weights": "bf16", "source": "sparse"}, "sparse in int4 g32 sym, got that of sparse in bf16"),
+        ({"weights": "int4 g32 sym", "source": "other"}, "got that of other in int4 g32 sym"),
+        ([], "expected the JSON of cpm-bench accuracy"),
+    ):
+        file.write_text(json.dumps({"benchmark": "accuracy", "results": results}))
+        asked = ["run", str(folder), "--chip", "ddr5-laptop", "--accuracy", str(file)]
+        result = CliRunner().invoke(main, asked)
+        assert result.exit_code == 1 and words in result.stderr
 
 
 @pytest.mark.parametrize(("share", "told"), [(0.5, True), (0.8, False), (1.2, False), (1.7, True)])

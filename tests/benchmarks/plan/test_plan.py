@@ -28,6 +28,13 @@ MEASURED = [
     ("smollm2-135m", "aipc", "native", 2048, 241 << 20),
     ("smollm2-135m", "aipc", "stock", 1024, 411 << 20),
     ("smollm2-135m", "ort", "", 1024, 260 << 20),
+    # Of cpm-bench run, which holds its own modules too.
+    ("minicpm4-0.5b", "aipc", "native", 544, 454 << 20),
+    ("minicpm4-0.5b", "aipc", "stock", 544, 857 << 20),
+    ("minicpm4-0.5b", "ort", "", 544, 578 << 20),
+    ("smollm2-135m", "aipc", "native", 544, 238 << 20),
+    ("smollm2-135m", "aipc", "stock", 544, 449 << 20),
+    ("smollm2-135m", "ort", "", 544, 271 << 20),
 ]
 
 
@@ -134,3 +141,31 @@ def test_questions_that_make_no_sense(chip: str, asked: dict[str, Any], message:
 def test_configs_that_cannot_be_planned(config: object, message: str) -> None:
     with pytest.raises(PlanError, match=message):
         plan(config, "jetson-agx-orin-64gb")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"context": -5}, "--max-context: expected a number above 0, got -5"),
+        ({"memory": 0}, "--memory: expected a number above 0, got 0"),
+        ({"flavour": "nativ"}, "--flavour: expected one of stock, native, got nativ"),
+        ({"flavour": "native", "device": "GPU"}, "--device: the native flavour runs on the CPU, got GPU"),
+        ({"target": "ort", "device": "NPU"}, "--device: ort bundles run on the CPU, got NPU"),
+    ],
+)
+def test_questions_without_an_answer(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(PlanError) as error:
+        plan(EIGHT, "core-ultra-7-258v", **asked)
+    assert message in str(error.value)
+
+
+def test_memory_that_was_said_stays_with_every_chip() -> None:
+    answer = plan(EIGHT, "core-ultra-7-258v", memory=int(5e9), device="CPU", weight_format="int8")
+    assert answer.fits is False
+    assert not any("--chip" in each.option for each in answer.advice)
+
+
+def test_this_machine_is_a_chip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CPM_EDGE_CACHE", str(tmp_path))
+    monkeypatch.setattr("cpm_edge.benchmarks.plan.this_machine._measured", lambda: (2e10, 1e11))
+    assert plan(EIGHT, "this-machine").chip.id == "this-machine"
