@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,19 @@ Examples:
   cpm-export --model ./MiniCPM5-1B --target ort --method gptq+awq --dataset chats.jsonl -o minicpm5
   cpm-export --list-models
 """
+
+
+class Share(click.FloatRange):
+    """Above 0 and at most 1; not a number is neither below nor above, and a range alone lets it pass."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 1, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> float:
+        number = float(super().convert(value, param, context))
+        if math.isnan(number):
+            self.fail(f"{value} is not in the range 0<x<=1.", param, context)
+        return number
 
 
 def _list_models(context: click.Context, _: click.Parameter, value: bool) -> None:
@@ -119,7 +133,7 @@ def _list_models(context: click.Context, _: click.Parameter, value: bool) -> Non
     "--calibration-tokens",
     default=CALIBRATION_TOKENS,
     type=click.IntRange(min=32),
-    help="At most; more are better, and take longer in proportion.",
+    help="At most, in whole sequences of 512; more are better, and take longer in proportion.",
 )
 @click.option(
     "--skip-positions",
@@ -135,7 +149,7 @@ def _list_models(context: click.Context, _: click.Parameter, value: bool) -> Non
 )
 @click.option(
     "--damping",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Share(),
     show_default=False,
     help="gptq: added to the diagonal of the second moments, as a share of its mean; more trusts the text "
     "less. Default: 0.01.",
@@ -143,7 +157,7 @@ def _list_models(context: click.Context, _: click.Parameter, value: bool) -> Non
 @click.option(
     "--ratio",
     default=1.0,
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Share(),
     help="Share of the linear weights that become int4; the most sensitive matrices of the rest stay int8.",
 )
 @click.option(

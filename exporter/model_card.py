@@ -53,7 +53,8 @@ def linear_layers(weights: dict[str, Any]) -> str:
     For example ``int4 g128 sym as in the checkpoint (GPTQ), 59.7 MB, 28.1% of bf16``.
     """
     stored, share = weights["linear_bytes"], weights["linear_bytes"] / weights["linear_parameters"] / 2
-    if calibration := weights.get("calibration"):
+    calibration = weights.get("calibration")
+    if calibration and (calibration["method"] != "rtn" or calibration["int8"]):
         four_bits = weights["linear"].startswith(WeightFormat.INT4.value)
         by = "" if four_bits else ", others int4"
         by += f" by {calibration['method']} on {calibration['tokens']} tokens"

@@ -23,8 +23,12 @@ def check_usage(arguments: dict[str, Any], for_plans: dict[str, object]) -> None
         if value is not None:
             raise click.UsageError(f"{option}: expected together with --plan, got {value}")
     _check_calibration(arguments)
-    if arguments["save_checkpoint"] is not None and arguments["save_checkpoint"] == arguments["output"]:
-        raise click.UsageError("--save-checkpoint: expected another folder than -o")
+    if arguments["save_checkpoint"] is not None:
+        saved, output = arguments["save_checkpoint"].resolve(), arguments["output"].resolve()
+        if saved.is_relative_to(output) or output.is_relative_to(saved):
+            raise click.UsageError(
+                "--save-checkpoint: expected another folder than -o, and none inside the other"
+            )
 
 
 def _check_calibration(arguments: dict[str, Any]) -> None:
@@ -43,7 +47,7 @@ def _check_calibration(arguments: dict[str, Any]) -> None:
     for option, is_given in given.items():
         if is_given and not calibrates:
             raise click.UsageError(
-                f"{option}: expected together with --method awq, gptq or gptq+awq, or --ratio"
+                f"{option}: expected together with --method other than rtn, --ratio or --save-checkpoint"
             )
     for option, is_given in for_gptq.items():
         if is_given and "gptq" not in arguments["method"]:

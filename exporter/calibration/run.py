@@ -93,8 +93,8 @@ def calibrate(plan: Plan, folder: Path, progress: Progress) -> Calibrated:
         return weights.scheme(name) if name else linear
 
     rope = plan.config.rope.table(plan.max_context)
-    if options.ratio >= 1:  # else the errors choose first which matrices become integers
-        _check_layout(options, {name: scheme_of(name) for name in shapes}, shapes)
+    # Mixed precision might take every odd matrix out, which is not worth hours of calibration.
+    _check_layout(options, {name: scheme_of(name) for name in shapes}, shapes)
     note_rounded(weights)
     job = CalibrationJob(
         plan.checkpoint, plan.architecture.model_class(), plan.config, rope, sequences, settings,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from cpm_edge.exporter.calibration.layout import AWQ, Layout, choose_layout
 from cpm_edge.exporter.calibration.run import Calibrated
 from cpm_edge.exporter.checkpoint.tensors import DTYPES
 from cpm_edge.exporter.disk import disk_errors
+from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.progress import Progress
 from cpm_edge.quant import Quantized
 from cpm_edge.quant.awq_format import pack_awq
@@ -26,13 +28,21 @@ from cpm_edge.runtimes.atomic import AtomicFolder
 
 SHARD_BYTES = 1 << 30
 RECORD = "calibration.json"
+OPTION = "--save-checkpoint"
 
 Raw = npt.NDArray[Any]
 
 
 def output_of(folder: Path, overwrite: bool) -> AtomicFolder:
-    """The folder of a saved checkpoint; only one that was saved before is replaced."""
-    return AtomicFolder(folder, overwrite, option="--save-checkpoint", marker=RECORD)
+    """The folder of a saved checkpoint; only one that was saved before is replaced.
+
+    Raises:
+        ExportError: it lies in a folder that cannot be written.
+    """
+    parent = next(each for each in folder.resolve().parents if each.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ExportError(f"{OPTION} {folder}: {parent} is no folder that can be written to")
+    return AtomicFolder(folder, overwrite, option=OPTION, marker=RECORD)
 
 
 def save_checkpoint(
@@ -54,7 +64,7 @@ def save_checkpoint(
     names = list(calibrated.checkpoint.tensors)
     total = sum(int(np.prod(calibrated.checkpoint.tensors[name].shape)) for name in names)
     with (
-        disk_errors(folder),
+        disk_errors(folder, OPTION, "the calibration is kept for the next run"),
         output_of(folder, overwrite) as partial,
         progress.weights("Saving the checkpoint", total),
     ):

@@ -66,14 +66,25 @@ def test_sequences_no_longer_than_the_skipped_positions(bench: Bench) -> None:
         bench.calibrate(bench.root / "short", "tied-mha", max_context=4, skip_positions=4)
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(bench: Bench) -> None:
+    file = bench.root / "file"
+    file.touch()
+    with pytest.raises(ExportError, match=r"--save-checkpoint .*file is no folder that can be written"):
+        export(bench.options("tied-mha", save_checkpoint=file / "saved"), Progress(enabled=False))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--damping", "0.1"], "--damping: expected together with --method gptq or"),
         (["--method", "awq", "--no-act-order"], "--no-act-order: expected together with --method gptq or"),
-        (["--skip-positions", "4"], "--skip-positions: expected together with --method awq"),
-        (["--calibration-tokens", "64"], "--calibration-tokens: expected together with --method awq"),
+        (["--skip-positions", "4"], "--skip-positions: expected together with --method other"),
+        (["--calibration-tokens", "64"], "--calibration-tokens: expected together with --method other"),
         (["--ratio", "0"], "0.0 is not in the range 0<x<=1"),
+        (["--ratio", "nan"], "nan is not in the range 0<x<=1"),
+        (["--method", "gptq", "--damping", "nan"], "nan is not in the range 0<x<=1"),
+        (["--method", "gptq", "--save-checkpoint", "out/sub"], "none inside the other"),
+        (["--method", "gptq", "--save-checkpoint", "."], "none inside the other"),
         (["--dataset", "text.txt"], "--dataset: expected together with --method"),
         (
             ["--method", "gptq", "--save-checkpoint", "out"],
