@@ -111,4 +111,4 @@ def test_an_ir_that_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
 
 def test_a_result_file_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
     result = bench("peers", "--json", tmp_path / "missing" / "out.json")
-    refused(result).says("--json: expected a file", hint="make the folder")
+    refused(result).says("out.json: expected a file in a folder", hint="make the folder")
