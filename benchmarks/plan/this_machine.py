@@ -19,9 +19,8 @@ from cpm_edge.benchmarks.plan.detect import Signs, with_memory
 from cpm_edge.benchmarks.plan.errors import PlanError
 
 BLOCK = 64 << 20  # bytes a thread; more than caches hold
-MEASURED_SECONDS = (
-    0.5  # of passes, of which the best counts: virtual machines are slow for tenths of a second
-)
+# Of passes, of which the best counts: virtual machines are slow for tenths of a second.
+MEASURED_SECONDS = 0.5
 SIDE = 1024
 # What the native flavour takes a layer beside reading, and its int8 products against float32 ones of numpy,
 # from MiniCPM4-0.5B int4 on two Zen 3 cores: 61.4 tok/s at 19.8 GB/s; 420 prompt tok/s at 33.2 GB/s.

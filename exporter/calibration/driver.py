@@ -83,6 +83,15 @@ def threads() -> dict[str, int]:
     }
 
 
+def _read_state(path: Path) -> dict[str, Any]:
+    """What an earlier run left; empty where it is missing, damaged or of another version."""
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
 PASSES = 3  # weights are counted for the first pass, the quantization and the second pass
 
 
@@ -127,11 +136,10 @@ class Calibrator:
         """Leave the folder with this job's results, or none."""
         folder, fingerprint = self._job.folder, self._job.fingerprint()
         state = folder / STATE
-        if state.is_file():
-            earlier = json.loads(state.read_text(encoding="utf-8"))
-            if earlier["job"] == fingerprint:
-                self.threads = earlier["threads"]
-                return
+        earlier = _read_state(state)
+        if earlier.get("job") == fingerprint:
+            self.threads = earlier["threads"]
+            return
         if folder.exists():
             self.discarded = len(list(folder.glob("layer-*.safetensors")))
             shutil.rmtree(folder)

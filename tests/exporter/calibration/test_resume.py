@@ -85,6 +85,18 @@ def test_other_options_begin_anew(bench: Bench, tmp_path: Path, changes: dict[st
     assert outcome.layers()[2].path.read_bytes() == expected.layers()[2].path.read_bytes()
 
 
+@pytest.mark.parametrize("state", ['{"version": 2}', '{"job": ', "[]"])
+def test_a_state_that_cannot_be_read_begins_anew(bench: Bench, tmp_path: Path, state: str) -> None:
+    """Of an older version, or damaged."""
+    folder = tmp_path / "work"
+    interrupted(bench, folder, "_layer", 1)
+    (folder / "calibration.json").write_text(state)
+    with pytest.warns(ExportWarning, match="all are done again"):
+        outcome = bench.calibrate(folder, VARIANT)
+    whole = bench.outcome(VARIANT)
+    assert outcome.layers()[0].path.read_bytes() == whole.layers()[0].path.read_bytes()
+
+
 def test_other_threads_are_said_to_turn_codes(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
