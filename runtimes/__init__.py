@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cpm_edge.runtimes.model import Model
     from cpm_edge.runtimes.session import Engine
 
-__all__ = ["build", "load", "open_engine"]
+__all__ = ["build", "default_device", "load", "open_engine"]
 
 MOST_THREADS = 1024
 
@@ -137,12 +137,15 @@ def open_engine(
         )
     if bundle.manifest.flavour == "native":
         module = _NATIVE.get(bundle.manifest.target, module)
-    if device is None:
-        device = "cuda" if bundle.manifest.target in _BUILT else "CPU"
     engine: Engine = importlib.import_module(module).open_engine(
-        bundle, device=device, threads=threads, max_context=max_context
+        bundle, device=device or default_device(bundle), threads=threads, max_context=max_context
     )
     return engine
+
+
+def default_device(bundle: Bundle) -> str:
+    """cuda for targets whose engine is built on the device, else CPU."""
+    return "cuda" if bundle.manifest.target in _BUILT else "CPU"
 
 
 def _check_flavour(bundle: Bundle, flavour: str | None) -> None:

@@ -7,6 +7,7 @@ from html import escape
 
 from rich.table import Table
 
+from cpm_edge.benchmarks.bundle.facts import share
 from cpm_edge.benchmarks.bundle.html import legend, page, spread
 from cpm_edge.benchmarks.bundle.record import At, Record
 from cpm_edge.benchmarks.bundle.svg import Series, line_chart, number
@@ -37,7 +38,7 @@ def compare_table(records: Sequence[Record]) -> Table:
             at.first.text(3),
             at.rate.text(),
             _to_first(at, base),
-            "-" if at.share is None else f"{at.share:.0%}",
+            share(at),
             _output(at, base),
         )
     return table
@@ -56,18 +57,21 @@ def compare_html(records: Sequence[Record]) -> str:
         f"{each.name}: " + ", ".join(f"{number(y)} at {number(x)}" for x, y in each.points) for each in series
     )
     chart = line_chart(series, [], "tokens in the context", "tok/s", summary)
-    notes = [
-        f"{title}: {note}" for title, record in zip(titles, records, strict=True) for note in warnings(record)
-    ]
     body = [
         "<h1>Comparison</h1>",
         f'<p class="soft">{len(records)} runs; ratios are to the first.</p>',
         f"<figure>{chart}{legend(list(zip(styles, titles, strict=True)))}</figure>",
         _html_table(records),
         "<h2>Notes</h2>",
-        *(f'<p class="warn">{escape(note)}</p>' for note in notes),
+        *(f'<p class="warn">{escape(note)}</p>' for note in compare_notes(records)),
     ]
     return page("Comparison", body)
+
+
+def compare_notes(records: Sequence[Record]) -> list[str]:
+    """What a reader must know of each record before believing a ratio."""
+    told = [(name, warnings(record)) for name, record in zip(names(records), records, strict=True)]
+    return [f"{name}: {'; '.join(notes)}" for name, notes in told if notes]
 
 
 def _html_table(records: Sequence[Record]) -> str:
@@ -76,10 +80,10 @@ def _html_table(records: Sequence[Record]) -> str:
     for name, at, base in _rows(records):
         cells = (escape(name), str(at.context), spread(at.first, 3), spread(at.rate),
                  _to_first(at, base),
-                 "-" if at.share is None else f"{at.share:.0%}", _output(at, base))  # fmt: skip
+                 share(at), _output(at, base))  # fmt: skip
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     headings = "".join(f"<th>{name}</th>" for name in head)
-    return f'<div class="scroll"><table><tr>{headings}</tr>{"".join(rows)}</table></div>'
+    return f'<div class="scroll"><table class="wide"><tr>{headings}</tr>{"".join(rows)}</table></div>'
 
 
 def _rows(records: Sequence[Record]) -> list[tuple[str, At, At | None]]:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
+from cpm_edge.benchmarks.bundle.facts import (
+    MB,
+    accuracy,
+    bundle,
+    command,
+    conditions,
+    energy,
+    machine,
+    share,
+    subtitle,
+    tail,
+)
 from cpm_edge.benchmarks.bundle.peers import published_runs
 from cpm_edge.benchmarks.bundle.record import At, Record
 from cpm_edge.benchmarks.bundle.svg import Band, Series, histogram, line_chart, number, stacked
@@ -15,7 +25,6 @@ from cpm_edge.benchmarks.bundle.verdict import verdict, warnings
 from cpm_edge.benchmarks.samples import Samples
 
 CSS = Path(__file__).parent / "report.css"
-MB = 1e6
 
 
 def report_html(record: Record) -> str:
@@ -34,13 +43,13 @@ def report_html(record: Record) -> str:
         _latency(ats),
         "<h2>Memory</h2>",
         _memory(record),
-        *_accuracy(record.results.get("accuracy")),
+        *_accuracy(record),
         "<h2>Conditions</h2>",
-        _facts(_conditions(record)),
+        _facts(conditions(record)),
         "<h2>Machine and versions</h2>",
-        _facts(_machine(record)),
+        _facts(machine(record)),
         "<h2>Bundle</h2>",
-        _facts(_bundle(record)),
+        _facts(bundle(record)),
         _card(record),
         "<h2>How to reproduce</h2>",
         f"<pre>{escape(command(record))}</pre>",
@@ -60,13 +69,6 @@ def page(title: str, body: Iterable[str]) -> str:
     )
 
 
-def subtitle(record: Record) -> str:
-    """The setting in one line."""
-    results, settings = record.results, record.content["settings"]
-    chip, device = results["chip"], settings["device"]
-    return f"{record.label} · {device} of {chip['name']} · {record.content['time']}"
-
-
 def legend(entries: Sequence[tuple[str, str]]) -> str:
     """(style, name) pairs."""
     items = "".join(f'<span><i class="{style}"></i>{escape(name)}</span>' for style, name in entries)
@@ -80,11 +82,6 @@ def spread(samples: Samples, digits: int = 1) -> str:
     return f"{middle} <small>{escape(rest)}</small>" if rest else middle
 
 
-def command(record: Record) -> str:
-    """What was typed."""
-    return "cpm-bench " + shlex.join(str(part) for part in record.content["command"])
-
-
 def _tiles(record: Record, ats: Sequence[At]) -> str:
     first, memory = ats[0], record.results["memory"]
     tiles = [
@@ -92,24 +89,15 @@ def _tiles(record: Record, ats: Sequence[At]) -> str:
         (f"{first.first.median * 1e3:.0f} ms" if first.first.median < 1 else f"{first.first.median:.2f} s",
          f"first token of {first.context} tokens"),
         (f"{first.prefill_rate.median:.0f}", "tok/s prefill"),
-        ("-" if first.share is None else f"{first.share:.0%}", "of the memory roofline"),
+        (share(first), "of the memory roofline"),
         (f"{memory['peak'] / MB:.0f} MB" if memory.get("peak") else "-", "peak memory"),
         (f"{record.results['load_seconds']:.2f} s", "load"),
     ]  # fmt: skip
-    joules = _energy(record)
+    joules = energy(record)
     tiles.append((joules or "-", "energy a token" if joules else "energy a token: not exposed here"))
     return '<div class="tiles">' + "".join(
         f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for value, name in tiles
     ) + "</div>"  # fmt: skip
-
-
-def _energy(record: Record) -> str:
-    """Joules a token; empty where the system does not tell."""
-    conditions = record.results["conditions"]
-    if conditions.get("joules") is None:
-        return ""
-    tokens = sum(len(steps) + 1 for e in record.results["contexts"] for steps in e["step_seconds"])
-    return f"{conditions['joules'] / tokens:.2f} J"
 
 
 def _speed(record: Record, ats: Sequence[At]) -> str:
@@ -147,32 +135,25 @@ def _table(ats: Sequence[At]) -> str:
             "of roofline", "output")  # fmt: skip
     rows = []
     for at in ats:
-        steps = Samples(1e3 / rate for rate in at.rate.values)
-        share = "-" if at.share is None else f"{at.share:.0%}"
         cells = (
             str(at.context),
             spread(at.first, 3),
             spread(at.prefill_rate),
-            spread(steps),
+            spread(at.step),
             spread(at.rate),
-            share,
+            share(at),
             escape(", ".join(at.hashes)),
         )
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     headings = "".join(f"<th>{name}</th>" for name in head)
-    return f'<div class="scroll"><table><tr>{headings}</tr>{"".join(rows)}</table></div>'
+    return f'<div class="scroll"><table class="wide"><tr>{headings}</tr>{"".join(rows)}</table></div>'
 
 
 def _latency(ats: Sequence[At]) -> str:
     parts = []
-    for at in ats if len(ats) < 3 else (ats[0], ats[-1]):
-        ordered = sorted(at.steps)
-        p50, p99 = ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
-        text = (
-            f"{len(ordered)} steps after {at.context} tokens: median {p50:.1f} ms, "
-            f"99 % within {p99:.1f} ms, longest {ordered[-1]:.1f} ms"
-        )
-        chart = histogram(ordered, "milliseconds a step", text)
+    for at in ats:
+        text = tail(at)
+        chart = histogram(at.steps, "milliseconds a step", text)
         caption = f"{text}; the last bar holds all that is longer."
         parts.append(f"<figure>{chart}<figcaption>{caption}</figcaption></figure>")
     return "".join(parts)
@@ -206,73 +187,14 @@ def _memory(record: Record) -> str:
     return f"<figure>{stacked(bars, 'MB', text)}{legend(entries)}<figcaption>{text}</figcaption></figure>"
 
 
-def _accuracy(found: dict[str, Any] | None) -> list[str]:
-    if not found:
-        return []
-    rows = [
-        ("perplexity", f"{found['perplexity']:.3f}, the reference's {found['reference_perplexity']:.3f}"),
-        ("KL divergence", f"{found['kl']:.4f} nats a token"),
-        ("same best token", f"{found['top1']:.1%} of {found['tokens']} tokens"),
-        ("greedy text", str(found["greedy"]["summary"])),
-        ("reference", f"{found['reference']}, on {found['text']}"),
-    ]
-    return ["<h2>Accuracy</h2>", _facts(rows)]
+def _accuracy(record: Record) -> list[str]:
+    found = accuracy(record)
+    return ["<h2>Accuracy</h2>", _facts(found)] if found else []
 
 
 def _facts(rows: Iterable[tuple[str, str]]) -> str:
     lines = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows)
     return f'<div class="scroll"><table class="facts">{lines}</table></div>'
-
-
-def _conditions(record: Record) -> list[tuple[str, str]]:
-    found = record.results["conditions"]
-    others = found.get("others")
-    joules = found.get("joules")
-    settings = record.content["settings"]
-    return [
-        ("other processes", "unknown" if others is None else f"{others:.1%} of the cores' time"),
-        ("temperature", _before_after(found.get("celsius"), 1, "°C")),
-        ("clock", _before_after(found.get("hertz"), 1e-9, "GHz")),
-        ("governor", found.get("governor") or "not exposed"),
-        ("energy", "not exposed" if joules is None else f"{joules:.0f} J ({found['energy_source']})"),
-        ("repeats", f"{settings['repeat']}, {settings['new_tokens']} tokens each, one warm-up"),
-        (
-            "threads",
-            str(settings.get("threads") or record.results["engine"].get("threads") or "the engine's own"),
-        ),
-    ]
-
-
-def _before_after(pair: Any, scale: float, unit: str) -> str:
-    if not pair or pair[0] is None or pair[-1] is None:
-        return "not exposed"
-    return f"{pair[0] * scale:.2f} {unit} before, {pair[-1] * scale:.2f} {unit} after"
-
-
-def _machine(record: Record) -> list[tuple[str, str]]:
-    machine, versions = record.content["machine"], record.content["versions"]
-    rows = [("chip", f"{record.results['chip']['name']} ({record.results['chip']['id']})")]
-    memory = machine.get("memory_bytes")
-    names = ("cpu", "cores", "isa", "system", "python")
-    rows += [(name, str(machine[name])) for name in names if machine.get(name)]
-    if memory:
-        rows.append(("memory", f"{memory / 1e9:.1f} GB"))
-    return rows + [(name, str(version)) for name, version in versions.items() if version]
-
-
-def _bundle(record: Record) -> list[tuple[str, str]]:
-    bundle = record.results["bundle"]
-    largest = sorted(bundle.get("files", {}).items(), key=lambda pair: -pair[1])[:3]
-    return [
-        ("target", f"{bundle['target']} {bundle.get('flavour') or ''}".strip()),
-        ("architecture", f"{bundle.get('architecture')}, {bundle.get('layers')} layers"),
-        ("linear layers", bundle["weights"]),
-        ("cache", str(bundle.get("cache"))),
-        ("attention", "sparse" if bundle.get("sparse") else "dense"),
-        ("longest context", str(bundle.get("max_context"))),
-        ("largest files", ", ".join(f"{name} {size / MB:.0f} MB" for name, size in largest)),
-        ("made by", str(bundle.get("producer"))),
-    ]
 
 
 def _card(record: Record) -> str:

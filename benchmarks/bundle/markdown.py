@@ -2,34 +2,74 @@
 
 from __future__ import annotations
 
-from cpm_edge.benchmarks.bundle.html import command, subtitle
+from collections.abc import Iterable, Iterator
+
+from cpm_edge.benchmarks.bundle.facts import (
+    Rows,
+    accuracy,
+    bundle,
+    command,
+    conditions,
+    energy,
+    machine,
+    memory,
+    share,
+    subtitle,
+    tail,
+)
+from cpm_edge.benchmarks.bundle.peers import published_runs
 from cpm_edge.benchmarks.bundle.record import Record
 from cpm_edge.benchmarks.bundle.verdict import verdict, warnings
 
 
 def report_markdown(record: Record) -> str:
-    """Verdict, warnings, the table, conditions and the command."""
-    lines = [f"# {record.results['bundle']['name']}", "", subtitle(record), "", verdict(record), ""]
+    """All that the page says, without its charts."""
+    results = record.results
+    joules = energy(record)
+    lines = [f"# {results['bundle']['name']}", "", subtitle(record), "", verdict(record), ""]
     lines += [f"- {text}" for text in warnings(record)]
-    lines += ["", "| context | first token, s | prefill, tok/s | decode, tok/s | of roofline | output |"]
-    lines.append("|---|---|---|---|---|---|")
-    for at in record.at():
-        share = "-" if at.share is None else f"{at.share:.0%}"
-        lines.append(
-            f"| {at.context} | {at.first.text(3)} | {at.prefill_rate.text()} | {at.rate.text()} | {share} | "
-            f"{', '.join(at.hashes)} |"
-        )
-    memory, results = record.results["memory"], record.results
-    peak = f"{memory['peak'] / 1e6:.0f} MB" if memory.get("peak") else "unknown"
-    joules = results["conditions"].get("joules")
-    energy = "not exposed" if joules is None else f"{joules:.0f} J"
-    lines += ["", f"Load {results['load_seconds']:.2f} s, peak memory {peak}, energy {energy}.", ""]
-    versions = {name: value for name, value in record.content["versions"].items() if value}
-    lines += [
-        ", ".join(f"{name} {value}" for name, value in versions.items()),
-        "",
-        "```",
-        command(record),
-        "```",
-    ]
+    lines += ["", "## Speed", "", *_speed(record)]
+    lines += ["", f"Load {results['load_seconds']:.2f} s, energy a token {joules or 'not exposed'}."]
+    lines += [f"Roofline: {results['roofline']['source']}."]
+    lines += [f"- {tail(at)}" for at in record.at()]
+    lines += [f"- {run.name}: {', '.join(f'{y:g} at {x:g}' for x, y in run.points)}"
+              for run in published_runs(record)]  # fmt: skip
+    for title, rows in (
+        ("Memory", memory(record)),
+        ("Accuracy", accuracy(record)),
+        ("Conditions", conditions(record)),
+        ("Machine and versions", machine(record)),
+        ("Bundle", bundle(record)),
+    ):
+        lines += _section(title, rows)
+    lines += _card(str(results["bundle"].get("card") or ""))
+    lines += ["", "## How to reproduce", "", "```", command(record), "```"]
     return "\n".join(lines) + "\n"
+
+
+def _speed(record: Record) -> Iterator[str]:
+    yield _row(("context", "first token, s", "prefill, tok/s", "TPOT, ms", "decode, tok/s", "of roofline",
+                "predicted", "output"))  # fmt: skip
+    yield "|---|---|---|---|---|---|---|---|"
+    for at in record.at():
+        low, high = at.predicted or (None, None)
+        guess = "-" if high is None else f"at most {high:.1f}" if low is None else f"{low:.1f} to {high:.1f}"
+        yield _row((str(at.context), at.first.text(3), at.prefill_rate.text(), at.step.text(), at.rate.text(),
+                    share(at), guess, ", ".join(at.hashes)))  # fmt: skip
+
+
+def _section(title: str, rows: Rows) -> list[str]:
+    if not rows:
+        return []
+    return ["", f"## {title}", "", "| | |", "|---|---|", *(_row(row) for row in rows)]
+
+
+def _card(card: str) -> list[str]:
+    """The bundle's model card, folded; its fences and headings stay its own."""
+    if not card:
+        return []
+    return ["", "<details><summary>Model card</summary>", "", card.strip(), "", "</details>"]
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

@@ -3,7 +3,8 @@
 A repeat at a context of n tokens is a fresh session: n random tokens (seeded, so that runs can be compared)
 are prefilled, the first token is taken from their logits, and the following ones are decoded greedily, one
 step each. Time to first token is that of the prefill; decode speed leaves the first token out. One repeat
-before all others is thrown away. Contexts take turns within each round.
+before all others is thrown away. Contexts take turns within each round. Rounds go on for a while: machines
+are slow for seconds at a time, and a spread that does not cover that says nothing about the next run.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from cpm_edge.runtimes.stats import peak_rss
 SEED = 7
 FIRST_ID = 3  # ids below are special in most vocabularies
 WARM_UP = 32
+FEWEST, MOST = 5, 100  # rounds, where seconds decide
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,21 @@ class Settings:
     Attributes:
         contexts: tokens of the prompts.
         new_tokens: of which the first belongs to the prefill.
+        repeat: rounds; None is as many as ``seconds`` have room for, FEWEST to MOST.
     """
 
     contexts: tuple[int, ...]
     new_tokens: int
-    repeat: int
     threads: int | None
     device: str
+    repeat: int | None
+    seconds: float
+
+    def is_enough(self, rounds: int, seconds: float) -> bool:
+        """After so many rounds that took so long."""
+        if self.repeat is not None:
+            return rounds >= self.repeat
+        return rounds >= FEWEST and (seconds >= self.seconds or rounds >= MOST)
 
 
 def measure(path: Path, settings: Settings) -> dict[str, Any]:
@@ -77,7 +87,8 @@ def measure_here(path: Path, settings: Settings) -> dict[str, Any]:
     repeat_once(engine, min(WARM_UP, max(settings.contexts)), settings.new_tokens, vocabulary)
     rows: list[list[dict[str, Any]]] = [[] for _ in settings.contexts]
     with watched() as conditions:
-        for _ in range(settings.repeat):
+        begun = time.perf_counter()
+        while not settings.is_enough(len(rows[0]), time.perf_counter() - begun):
             for context, row in zip(settings.contexts, rows, strict=True):
                 row.append(repeat_once(engine, context, settings.new_tokens, vocabulary))
     return {

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cpm_edge.benchmarks.bundle.record import Record
+from cpm_edge.benchmarks.bundle.yardstick import profile_device
 from cpm_edge.benchmarks.plan.fit import published
 
 
@@ -19,11 +20,12 @@ class PublishedRun:
 
 
 def published_runs(record: Record) -> list[PublishedRun]:
-    """Those whose model's name is in the bundle's and whose chip is the record's."""
+    """Those whose model's name is in the bundle's and whose chip and device are the record's."""
     name = _plain(record.results["bundle"]["name"])
+    where = (record.results["chip"]["id"], profile_device(record.content["settings"]["device"]))
     found = []
     for entry in published()["runs"]:
-        if entry["chip"] != record.results["chip"]["id"]:
+        if (entry["chip"], entry["device"]) != where:
             continue
         models = {row["model"] for row in entry["decode"] if _plain(row["model"]) in name}
         for model in sorted(models):

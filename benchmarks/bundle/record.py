@@ -70,6 +70,11 @@ class At:
         return self.rate.median / self.ceiling if self.ceiling else None
 
     @property
+    def step(self) -> Samples:
+        """Milliseconds an output token, the first left out (TPOT), one a repeat."""
+        return Samples(1e3 / rate for rate in self.rate.values)
+
+    @property
     def prefill_rate(self) -> Samples:
         return Samples(self.context / seconds for seconds in self.first.values)
 

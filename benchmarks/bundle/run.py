@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from cpm_edge.benchmarks.bundle.facts import share
 from cpm_edge.benchmarks.bundle.measure import Settings, measure
 from cpm_edge.benchmarks.bundle.record import Record, check_record
+from cpm_edge.benchmarks.bundle.verdict import unsteady
+from cpm_edge.benchmarks.bundle.yardstick import (
+    another_chip,
+    bandwidth_now,
+    drift,
+    find_chip,
+    find_device,
+    other_memory,
+    roofline,
+)
 from cpm_edge.benchmarks.errors import BenchError
-from cpm_edge.benchmarks.plan import Chip, PlanError, detect
-from cpm_edge.benchmarks.plan import chip as find_chip
+from cpm_edge.benchmarks.plan import Chip
 from cpm_edge.benchmarks.plan.cache import cache_bytes, read_bytes
 from cpm_edge.benchmarks.plan.memory import device_memory
 from cpm_edge.benchmarks.plan.shape import ModelShape
@@ -21,12 +30,8 @@ from cpm_edge.benchmarks.plan.speed import OTHER_FLAVOUR, decode
 from cpm_edge.benchmarks.plan.storage import Format, Formats, weight_bytes
 from cpm_edge.benchmarks.report import Report
 from cpm_edge.exporter.progress import Progress
-from cpm_edge.plugins.native import NativeError
-from cpm_edge.plugins.probe import read_bandwidth
 from cpm_edge.runtimes.bundle import Bundle, open_bundle
 
-SLOW = 0.7  # of a profile's bandwidth, or the other way round
-DRIFT = 0.1  # of the bandwidth, from before to after a measurement, of which a report speaks
 _CACHE = {"float32": "fp32", "float16": "fp16", "int8": "int8", "uint8": "int8"}
 
 
@@ -34,28 +39,31 @@ def run(path: Path, settings: Settings, chip: str, accuracy: Path | None) -> tup
     """Measure; the report's JSON is the record.
 
     Args:
-        chip: an id, or auto.
+        chip: an id, auto or this-machine.
         accuracy: JSON of ``cpm-bench accuracy`` on the same bundle.
 
     Raises:
         BenchError: a chip, a context or an accuracy file that does not fit.
     """
     bundle = open_bundle(path)
-    found = _chip(chip)
+    found = find_chip(chip)
+    find_device(found, settings.device)
     exact = _accuracy(accuracy, bundle)
     with Progress().stage(f"Measuring {path.name}"):
-        bandwidths = [_read_bandwidth(settings)]
+        bandwidths = [bandwidth_now(settings)]
         results = measure(path, settings)
-        bandwidths.append(_read_bandwidth(settings))
+        bandwidths.append(bandwidth_now(settings))
     notes = results.pop("notes")
     results["bundle"] = _bundle(bundle, path)
-    results["roofline"] = _roofline(found, bandwidths)
+    results["roofline"] = roofline(found, bandwidths)
     results["chip"] = {"id": found.id, "name": found.name}
     results["accuracy"] = exact
     notes += add_model(results, bundle, found, settings)
-    notes += _drift(bandwidths) + _other_memory(results["roofline"], found, settings)
+    notes += drift(bandwidths) + other_memory(results["roofline"]["bandwidth"], found, settings)
+    notes += another_chip(found)
     report = Report("run", {**vars(settings), "bundle": str(path), "chip": found.id}, results, notes=notes)
     record = check_record(json.loads(json.dumps(report.to_json())), path.name)
+    report.notes += unsteady(record)
     report.tables.append(table(record))
     return report, record
 
@@ -68,7 +76,7 @@ def add_model(results: dict[str, Any], bundle: Bundle, chip: Chip, settings: Set
     formats = _formats(manifest.weights)
     flavour, form = manifest.flavour or "", _CACHE[manifest.cache["dtype"]]
     weights = weight_bytes(shape, formats, manifest.target, flavour)
-    known = chip.devices.get(settings.device, next(iter(chip.devices.values())))
+    known = find_device(chip, settings.device)
     ceiling = OTHER_FLAVOUR if settings.device == "CPU" and flavour != "native" else ""
     notes: list[str] = []
     for entry in results["contexts"]:
@@ -97,13 +105,6 @@ def parse_format(text: str) -> Format:
     return Format(parts[0], group, "asym" not in parts)
 
 
-def _chip(name: str) -> Chip:
-    try:
-        return detect() if name == "auto" else find_chip(name)
-    except PlanError as error:
-        raise BenchError(error.message, hint=error.hint) from error
-
-
 def _bundle(bundle: Bundle, path: Path) -> dict[str, Any]:
     manifest = bundle.manifest
     try:
@@ -124,53 +125,6 @@ def _bundle(bundle: Bundle, path: Path) -> dict[str, Any]:
         "files": {name: entry.bytes for name, entry in manifest.files.items()},
         "card": card,
     }
-
-
-def _read_bandwidth(settings: Settings) -> float:
-    """Bytes a second; 0 where this process cannot measure what the device reads."""
-    if settings.device != "CPU":
-        return 0.0
-    try:
-        return read_bandwidth(settings.threads or _cores())
-    except NativeError:
-        return 0.0
-
-
-def _roofline(chip: Chip, bandwidths: list[float]) -> dict[str, Any]:
-    """Read bandwidth on the CPU, the mean of before and after the measurement; the chip's peak elsewhere."""
-    if all(bandwidths):
-        source = "reads of 1 GiB before and after the measurement"
-        return {"bandwidth": sum(bandwidths) / len(bandwidths), "source": source}
-    if chip.bandwidth is None:
-        return {"bandwidth": None, "source": "unverified"}
-    return {"bandwidth": chip.bandwidth.value, "source": chip.bandwidth.source}
-
-
-def _drift(bandwidths: list[float]) -> list[str]:
-    """Said where the machine changed meanwhile, as virtual ones do: one run's spread is then too small."""
-    low, high = min(bandwidths), max(bandwidths)
-    if not low or high - low <= DRIFT * high:
-        return []
-    before, after = (f"{each / 1e9:.1f}" for each in bandwidths)
-    return [
-        f"memory was read at {before} GB/s before the measurement and at {after} after it: "
-        "this machine's speed changes, and another run may differ by more than the spread"
-    ]
-
-
-def _other_memory(roofline: dict[str, Any], chip: Chip, settings: Settings) -> list[str]:
-    """Said where predictions are for a machine that is faster or slower than this one is now."""
-    now, known = roofline["bandwidth"], chip.bandwidth
-    if settings.device != "CPU" or not now or known is None or SLOW < now / known.value < 1 / SLOW:
-        return []
-    return [
-        f"memory was read at {now / 1e9:.1f} GB/s in this run, the chip's profile says "
-        f"{known.value / 1e9:.1f}: predictions are for the latter"
-    ]
-
-
-def _cores() -> int:
-    return os.cpu_count() or 1
 
 
 def _accuracy(file: Path | None, bundle: Bundle) -> dict[str, Any] | None:
@@ -207,9 +161,9 @@ def table(record: Record) -> Table:
             str(at.context),
             at.first.text(3),
             at.prefill_rate.text(),
-            f"{1e3 / at.rate.median:.1f}",
+            at.step.text(),
             at.rate.text(),
-            "-" if at.share is None else f"{at.share:.0%}",
+            share(at),
             ", ".join(at.hashes),
         )
     return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 640, 300
-LEFT, RIGHT, TOP, BOTTOM = 60, 16, 14, 44
+LEFT, RIGHT, TOP, BOTTOM = 84, 20, 14, 60  # room for text that a phone shows twice as large
 
 
 @dataclass(frozen=True)
@@ -178,9 +178,9 @@ def _frame(plot: _Plot, y_title: str, x_title: str) -> str:
         place = f'x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end"'
         parts.append(f'<text class="tick" {place}>{number(mark)}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
-    place = f'x="{middle:.0f}" y="{HEIGHT - 5}" text-anchor="middle"'
+    place = f'x="{middle:.0f}" y="{HEIGHT - 8}" text-anchor="middle"'
     parts.append(f'<text class="axis" {place}>{escape(x_title)}</text>')
-    parts.append(f'<text class="axis" transform="rotate(-90)" x="{-(HEIGHT - BOTTOM) / 2:.0f}" y="13" '
+    parts.append(f'<text class="axis" transform="rotate(-90)" x="{-(HEIGHT - BOTTOM) / 2:.0f}" y="20" '
                  f'text-anchor="middle">{escape(y_title)}</text>')  # fmt: skip
     return "".join(parts)
 
@@ -189,13 +189,13 @@ def _apart(xs: Sequence[float], plot: _Plot) -> list[float]:
     """Those whose labels do not touch."""
     found: list[float] = []
     for x in xs:
-        if not found or plot.x(x) - plot.x(found[-1]) > 44:
+        if not found or plot.x(x) - plot.x(found[-1]) > 64:
             found.append(x)
     return found
 
 
 def _x_label(x: float, text: str) -> str:
-    return f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{text}</text>'
+    return f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{text}</text>'
 
 
 def _points(places: Sequence[tuple[float, float]]) -> str:

@@ -25,16 +25,22 @@ def verdict(record: Record) -> str:
         text += f". That is {first.share:.0%} of what the memory allows"
     low = first.predicted[0] if first.predicted else None
     if first.predicted and low is not None:
-        inside = low <= first.rate.median <= first.predicted[1]
-        word = "inside" if inside else "outside"
+        rate, high = first.rate.median, first.predicted[1]
+        word = "below" if rate < low else "above" if rate > high else "inside"
         text += f", {word} the predicted {low:.1f} to {first.predicted[1]:.1f}"
     return text + "."
 
 
 def warnings(record: Record) -> list[str]:
-    """Notes of the run; a spread that makes comparisons worthless is one more."""
+    """Notes of the run, and that its repeats differ too much, where they do."""
     notes = map(str, record.content["notes"])
     found = [note for note in notes if not note.startswith(ENERGY)]  # its absence has a line of its own
+    return found + [note for note in unsteady(record) if note not in found]
+
+
+def unsteady(record: Record) -> list[str]:
+    """A spread that makes comparisons worthless."""
+    found = []
     for at in record.at():
         low, high = min(at.rate.values), max(at.rate.values)
         if high > 1.25 * low:

@@ -14,6 +14,7 @@ RUN_EXAMPLES = """
 Examples:
   cpm-bench run smollm2-aipc -o report.html --json run.json
   cpm-bench run minicpm4-int4 --context 512,4096,32768 --repeat 5 --markdown run.md
+  cpm-bench run minicpm4-jetson --chip jetson-orin-nx-16gb --seconds 120 --json run.json
 """
 COMPARE_EXAMPLES = """
 \b
@@ -34,10 +35,24 @@ Examples:
     help="Lengths of the prompts, in tokens.",
 )
 @click.option("--new-tokens", default=32, type=click.IntRange(min=2), help="Tokens that every repeat makes.")
-@click.option("--repeat", default=5, type=click.IntRange(min=1), help="Rounds, after one warm-up.")
+@click.option(
+    "--seconds",
+    default=60.0,
+    type=click.FloatRange(min=0),
+    help="Go on for so long: five rounds at least, a hundred at most.",
+)
+@click.option("--repeat", type=click.IntRange(min=1), help="Rounds, in place of --seconds.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads to compute with; all cores without it.")
-@click.option("--device", default="CPU", help="The device to run on: CPU, GPU, NPU or cuda.")
-@click.option("--chip", default="auto", metavar="ID", help="Whose roofline and predictions; see chips.")
+@click.option(
+    "--device",
+    help="CPU, GPU, GPU.1, ... or cuda.  [default: cuda for jetson and rtx bundles, else CPU]",
+)
+@click.option(
+    "--chip",
+    default="auto",
+    metavar="ID",
+    help="Whose roofline and predictions: an id that cpm-bench chips lists, auto or this-machine.",
+)
 @click.option("-o", "--output", type=PATH, help="Write the report here, one HTML file.")
 @click.option("--markdown", type=PATH, help="Write it as Markdown, too.")
 @click.option("--accuracy", type=PATH, help="JSON of cpm-bench accuracy, for the report.")
@@ -47,9 +62,10 @@ def run(
     bundle: Path,
     contexts: tuple[int, ...],
     new_tokens: int,
-    repeat: int,
+    seconds: float,
+    repeat: int | None,
     threads: int | None,
-    device: str,
+    device: str | None,
     chip: str,
     output: Path | None,
     markdown: Path | None,
@@ -62,10 +78,13 @@ def run(
     from cpm_edge.benchmarks.bundle.measure import Settings
     from cpm_edge.benchmarks.bundle.run import run as measure_bundle
     from cpm_edge.benchmarks.report import check_file
+    from cpm_edge.runtimes import default_device
+    from cpm_edge.runtimes.bundle import open_bundle
 
     for file in (output, markdown, json_file):
         check_file(file)
-    settings = Settings(tuple(sorted(contexts)), new_tokens, repeat, threads, device)
+    device = device or default_device(open_bundle(bundle))
+    settings = Settings(tuple(sorted(contexts)), new_tokens, threads, device, repeat, seconds)
     report, record = measure_bundle(bundle, settings, chip, accuracy)
     report.publish(json_file)
     if output is not None:
@@ -82,13 +101,16 @@ def compare(records: tuple[Path, ...], output: Path | None) -> None:
     """Put the JSON files of several runs together: chips, versions, formats. Ratios are to the first."""
     from rich.console import Console
 
-    from cpm_edge.benchmarks.bundle.compare import compare_html, compare_table
+    from cpm_edge.benchmarks.bundle.compare import compare_html, compare_notes, compare_table
     from cpm_edge.benchmarks.bundle.record import read_record
     from cpm_edge.benchmarks.report import WIDTH, check_file
 
     check_file(output)
     found = [read_record(path) for path in records]
     console = Console(highlight=False)
-    (console if console.is_terminal else Console(width=WIDTH, highlight=False)).print(compare_table(found))
+    console = console if console.is_terminal else Console(width=WIDTH, highlight=False)
+    console.print(compare_table(found))
+    for note in compare_notes(found):
+        console.print(f"note: {note}", markup=False)
     if output is not None:
         output.write_text(compare_html(found), encoding="utf-8")

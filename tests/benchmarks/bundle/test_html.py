@@ -17,6 +17,7 @@ from cpm_edge.benchmarks.bundle.compare import compare_html
 from cpm_edge.benchmarks.bundle.html import report_html
 from cpm_edge.benchmarks.bundle.markdown import report_markdown
 from cpm_edge.benchmarks.bundle.record import check_record
+from cpm_edge.benchmarks.bundle.verdict import verdict
 from cpm_edge.benchmarks.cli import main
 from tests.benchmarks.bundle.records import RECORD, changed
 
@@ -56,6 +57,40 @@ def test_a_loaded_machine_is_said_at_the_top() -> None:
     page = report_html(record)
     assert page.index(LOADED) < page.index("<h2>Speed</h2>")
     assert LOADED in report_markdown(record)
+
+
+def test_markdown_says_all_that_the_page_does() -> None:
+    accuracy = {
+        "perplexity": 10.9, "reference_perplexity": 10.4, "kl": 0.05, "top1": 0.9, "tokens": 2048,
+        "greedy": {"summary": "3 of 4 continuations of 64 tokens are the same"},
+        "reference": "MiniCPM4-8B", "text": "book.txt",
+    }  # fmt: skip
+    text = report_markdown(check_record(changed(("results", "accuracy"), accuracy), "a.json"))
+    for part in (
+        "| context | first token, s | prefill, tok/s | TPOT, ms |",
+        "22.0 to 28.0",
+        "| peak | 5100 MB |",
+        "| predicted by the plan | 5440 MB: weights 4600, cache 40, workspace 100, base 700 |",
+        "| perplexity | 10.900, the reference's 10.400 |",
+        "| temperature | 50.00 °C before, 61.00 °C after |",
+        "| cpu | Some CPU |",
+        "| largest files | openvino_model.bin 4870 MB |",
+        "# <MiniCPM4>",
+        "MiniCPM4-8B, published: OpenVINO documentation",
+    ):
+        assert part in text, part
+
+
+@pytest.mark.parametrize(("factor", "word"), [(0.5, "below"), (1.0, "inside"), (2.0, "above")])
+def test_a_verdict_tells_where_a_prediction_was_missed(factor: float, word: str) -> None:
+    steps = [[0.04 / factor] * 3] * 2
+    record = check_record(changed(("results", "contexts", 0, "step_seconds"), steps), "a.json")
+    assert f"{word} the predicted 22.0 to 28.0" in verdict(record)
+
+
+def test_published_runs_are_of_the_same_device() -> None:
+    record = check_record(changed(("settings", "device"), "CPU"), "a.json")
+    assert "published" not in report_html(record)
 
 
 def test_a_comparison_has_a_line_for_every_record() -> None:
@@ -117,11 +152,13 @@ def test_compare_on_the_command_line(tmp_path: Path) -> None:
     files = []
     for number, chip in enumerate(("core-ultra-7-358h", "core-ultra-7-258v", "ddr5-laptop")):
         files.append(tmp_path / f"{number}.json")
-        files[-1].write_text(json.dumps(changed(("results", "chip", "id"), chip)))
+        content = changed(("results", "chip", "id"), chip)
+        files[-1].write_text(json.dumps({**content, "notes": [LOADED] if number == 1 else []}))
     output = tmp_path / "chips.html"
     result = CliRunner().invoke(main, ["compare", *map(str, files), "-o", str(output)])
     assert result.exit_code == 0, result.output
     assert "within the spread" in output.read_text()
+    assert [line for line in result.stdout.replace("\n", " ").split("note: ") if "83% of" in line]
     assert "1.00" in result.stdout and output.read_text().count("<polyline") == 3
     files[1].write_text(json.dumps(changed(("schema",), 9)))
     refused = CliRunner().invoke(main, ["compare", *map(str, files)])

@@ -11,9 +11,12 @@ from click.testing import CliRunner
 
 from cpm_edge.benchmarks.bundle.measure import Settings, output_hash, random_prompt, repeat_once
 from cpm_edge.benchmarks.bundle.record import read_record
-from cpm_edge.benchmarks.bundle.run import _other_memory, parse_format
+from cpm_edge.benchmarks.bundle.run import parse_format
+from cpm_edge.benchmarks.bundle.yardstick import another_chip, find_device, other_memory
 from cpm_edge.benchmarks.cli import main
+from cpm_edge.benchmarks.errors import BenchError
 from cpm_edge.benchmarks.plan.catalog import chip as chip_called
+from cpm_edge.benchmarks.plan.detect import Signs
 from cpm_edge.benchmarks.plan.storage import Format
 from tests.support.bundles import NATIVE
 
@@ -53,7 +56,7 @@ def test_a_machine_that_changes_meanwhile_is_told(
     bundles: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: float, told: bool
 ) -> None:
     readings = iter([20e9, after])
-    monkeypatch.setattr("cpm_edge.benchmarks.bundle.run.read_bandwidth", lambda threads: next(readings))
+    monkeypatch.setattr("cpm_edge.benchmarks.bundle.yardstick.read_bandwidth", lambda threads: next(readings))
     folder = bundles.result("sparse", "aipc", **NATIVE).folder
     arguments = ["--context", "8", "--new-tokens", "2", "--repeat", "1", "--chip", "ddr5-laptop"]
     result = CliRunner().invoke(main, ["run", str(folder), *arguments, "--json", str(tmp_path / "run.json")])
@@ -105,6 +108,45 @@ def test_an_accuracy_file_of_something_else(bundles: Bundles, tmp_path: Path) ->
 def test_memory_of_another_speed_than_the_profile_s_is_told(share: float, told: bool) -> None:
     chip = chip_called("ddr5-laptop")
     assert chip.bandwidth is not None
-    settings = Settings(contexts=(32,), new_tokens=4, repeat=1, threads=None, device="CPU")
-    notes = _other_memory({"bandwidth": share * chip.bandwidth.value}, chip, settings)
+    settings = Settings(contexts=(32,), new_tokens=4, threads=None, device="CPU", repeat=1, seconds=0)
+    notes = other_memory(share * chip.bandwidth.value, chip, settings)
     assert any("the chip's profile says" in note for note in notes) == told
+
+
+@pytest.mark.parametrize(
+    ("repeat", "rounds", "seconds", "enough"),
+    [
+        (3, 2, 1e6, False),
+        (3, 3, 0.0, True),
+        (None, 4, 1e6, False),
+        (None, 5, 59.9, False),
+        (None, 5, 60.0, True),
+        (None, 100, 1.0, True),
+    ],
+)
+def test_rounds_go_on_for_a_while(repeat: int | None, rounds: int, seconds: float, enough: bool) -> None:
+    settings = Settings((32,), 4, None, "CPU", repeat, 60.0)
+    assert settings.is_enough(rounds, seconds) == enough
+
+
+def test_a_chip_without_the_device_is_refused() -> None:
+    with pytest.raises(BenchError, match="expected a chip whose profile has a CPU, which this run uses"):
+        find_device(chip_called("jetson-orin-nx-16gb"), "CPU")
+    assert find_device(chip_called("jetson-orin-nx-16gb"), "cuda").name.startswith("Ampere")
+    assert find_device(chip_called("core-ultra-7-258v"), "GPU.1").name.startswith("Arc")
+
+
+def test_another_chip_than_this_machine_s_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def looks_like(processor: str) -> None:
+        monkeypatch.setattr(
+            "cpm_edge.benchmarks.bundle.yardstick.read_signs", lambda: Signs(processor=processor)
+        )
+
+    chip = chip_called("core-ultra-7-258v")
+    looks_like("Intel(R) Core(TM) Ultra 7 258V")
+    assert another_chip(chip) == []
+    looks_like("Intel(R) Core(TM) Ultra 7 155H")
+    assert "this machine's chip seems to be Core Ultra 7 155H" in another_chip(chip)[0]
+    looks_like("AMD EPYC")
+    assert "seems to be AMD EPYC" in another_chip(chip)[0]
+    assert another_chip(chip_called("ddr5-laptop")) == []  # a kind of machine, with no name to look for

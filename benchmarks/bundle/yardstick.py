@@ -1,0 +1,112 @@
+"""What a run is held against: the profile of the chip, and how fast memory is read while it lasts."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from cpm_edge.benchmarks.bundle.measure import Settings
+from cpm_edge.benchmarks.errors import BenchError
+from cpm_edge.benchmarks.plan import Chip, PlanError, detect
+from cpm_edge.benchmarks.plan import chip as chip_called
+from cpm_edge.benchmarks.plan.chip import Device
+from cpm_edge.benchmarks.plan.detect import match, read_signs
+from cpm_edge.benchmarks.plan.this_machine import this_machine
+from cpm_edge.plugins.native import NativeError
+from cpm_edge.plugins.probe import read_bandwidth
+
+SLOW = 0.7  # of a profile's bandwidth, or the other way round
+DRIFT = 0.1  # of the bandwidth, from before to after a measurement, of which a report speaks
+
+
+def find_chip(name: str) -> Chip:
+    """The profile with this id; auto detects this machine, this-machine measures it.
+
+    Raises:
+        BenchError: there is none.
+    """
+    try:
+        if name == "auto":
+            return detect()
+        return this_machine(read_signs()) if name == "this-machine" else chip_called(name)
+    except PlanError as error:
+        raise BenchError(error.message, hint=error.hint) from error
+
+
+def profile_device(device: str) -> str:
+    """The profile's name of what ``--device`` names: cuda is a GPU."""
+    return "GPU" if device == "cuda" else device.partition(".")[0]
+
+
+def find_device(chip: Chip, device: str) -> Device:
+    """The chip's engine that a run was on.
+
+    Raises:
+        BenchError: the chip has none of this kind.
+    """
+    name = profile_device(device)
+    if name not in chip.devices:
+        raise BenchError(
+            f"--chip {chip.id}: expected a chip whose profile has a {name}, which this run uses; it has "
+            f"{', '.join(chip.devices)}",
+            hint="leave --chip out, or pass the --device of that chip",
+        )
+    return chip.devices[name]
+
+
+def another_chip(chip: Chip) -> list[str]:
+    """Said where this machine does not look like the chip that it is compared with."""
+    if not any(chip.detect.values()):
+        return []
+    signs = read_signs()
+    found = match(signs)
+    if found is not None and found.id == chip.id:
+        return []
+    seen = found.name if found else signs.processor or "another one"
+    return [
+        f"predictions and published runs are for {chip.name}, but this machine's chip seems to be {seen}: "
+        "leave --chip out for its own"
+    ]
+
+
+def bandwidth_now(settings: Settings) -> float:
+    """Bytes a second; 0 where this process cannot measure what the device reads."""
+    if settings.device != "CPU":
+        return 0.0
+    try:
+        return read_bandwidth(settings.threads or os.cpu_count() or 1)
+    except NativeError:
+        return 0.0
+
+
+def roofline(chip: Chip, bandwidths: list[float]) -> dict[str, Any]:
+    """Read bandwidth on the CPU, the mean of before and after the measurement; the chip's peak elsewhere."""
+    if all(bandwidths):
+        source = "reads of 1 GiB before and after the measurement"
+        return {"bandwidth": sum(bandwidths) / len(bandwidths), "source": source}
+    if chip.bandwidth is None:
+        return {"bandwidth": None, "source": "unverified"}
+    return {"bandwidth": chip.bandwidth.value, "source": chip.bandwidth.source}
+
+
+def drift(bandwidths: list[float]) -> list[str]:
+    """Said where the machine changed meanwhile, as virtual ones do: one run's spread is then too small."""
+    low, high = min(bandwidths), max(bandwidths)
+    if not low or high - low <= DRIFT * high:
+        return []
+    before, after = (f"{each / 1e9:.1f}" for each in bandwidths)
+    return [
+        f"memory was read at {before} GB/s before the measurement and at {after} after it: "
+        "this machine's speed changes, and another run may differ by more than the spread"
+    ]
+
+
+def other_memory(now: float | None, chip: Chip, settings: Settings) -> list[str]:
+    """Said where predictions are for a machine that is faster or slower than this one is now."""
+    known = chip.bandwidth
+    if settings.device != "CPU" or not now or known is None or SLOW < now / known.value < 1 / SLOW:
+        return []
+    return [
+        f"memory was read at {now / 1e9:.1f} GB/s in this run, the chip's profile says "
+        f"{known.value / 1e9:.1f}: predictions are for the latter"
+    ]
