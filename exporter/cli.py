@@ -228,7 +228,6 @@ def main(
     if plan_only:
         from cpm_edge.exporter.plan_command import run_plan
 
-        arguments["flavour"] = arguments["flavour"] or FLAVOURS[0]
         run_plan(arguments, chip=chip or "auto", memory=memory, device=device, as_json=as_json)
         return
     without_plan = None if arguments["target"] in ENGINES else chip

@@ -176,7 +176,8 @@ def prepare(options: ExportOptions, checkpoint: Checkpoint) -> Plan:
     options = dataclasses.replace(options, weight_format=weight_format.value)
     policy = _policy(options, config)
     if options.target in ENGINES:
-        check_engine_options(options, policy)
+        schemes = {"weight": policy.linear, "embedding": policy.embedding, "head": policy.head}
+        check_engine_options(options, {kind: each.format.value for kind, each in schemes.items()}, config)
     return Plan(options, checkpoint, architecture, config, policy, max_context, taken)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,16 @@ from rich.table import Table
 
 from cpm_edge.benchmarks.plan import Plan, PlanError, Question, plan
 from cpm_edge.benchmarks.plan.text import missing, rows, to_json
+from cpm_edge.exporter.checkpoint.quantization import read_quantization
+from cpm_edge.exporter.configs import LlamaConfig
 from cpm_edge.exporter.console import warnings_printed
-from cpm_edge.exporter.errors import ExportError
+from cpm_edge.exporter.errors import ExportError, ExportWarning
+from cpm_edge.exporter.options import ENGINES, FLAVOURS, ExportOptions
 from cpm_edge.exporter.registry import find_architecture
+from cpm_edge.exporter.targets.engine_options import check_engine_options
 
 WIDTH = 120
+_FORMATS = (("weight", "linear"), ("embedding", "embedding"), ("head", "head"))
 MOST_GIGABYTES = 1e6
 
 
@@ -43,11 +49,12 @@ def run_plan(
             hint="plan --weight-format int4 and --weight-format int8: the bundle lies between",
         )
     config = read_config(arguments["model"], arguments["revision"])
-    with warnings_printed():
-        find_architecture(config).config.from_dict(config)  # refuses what the exporter does not implement
+    with warnings_printed():  # refuses what the exporter does not implement
+        parsed = find_architecture(config).config.from_dict(config)
+        read_quantization(config, Path(arguments["model"]))
     names = {field.name for field in dataclasses.fields(Question)} & arguments.keys()
     question = Question(
-        **{name: arguments[name] for name in names},
+        **{name: arguments[name] for name in names} | {"flavour": arguments["flavour"] or FLAVOURS[0]},
         context=arguments["max_context"],
         memory=None if memory is None else int(memory * 1e9),
         device=device,
@@ -56,9 +63,25 @@ def run_plan(
         answer = plan(config, chip, question)
     except PlanError as error:
         raise ExportError(error.message, hint=error.hint) from error
+    if answer.target in ENGINES:
+        _check_engine(arguments, answer, parsed)
     _print(answer, as_json)
     if answer.fits is False:
         raise ExportError(f"does not fit: it takes {missing(answer)}", hint=_changes(answer))
+
+
+def _check_engine(arguments: Mapping[str, Any], answer: Plan, config: LlamaConfig) -> None:
+    """Refuse what the export would; without --flavour, say which one the export has to be told."""
+    options = ExportOptions(**{**arguments, "target": answer.target}, chip=answer.chip.id)
+    formats = {kind: getattr(answer.formats, name).name for kind, name in _FORMATS}
+    try:
+        check_engine_options(options, formats, config)
+    except ExportError as error:
+        if options.flavour is not None or not config.attention_spec(0).is_latent:
+            raise
+        check_engine_options(dataclasses.replace(options, flavour="stock"), formats, config)
+        with warnings_printed():
+            warnings.warn(ExportWarning(f"the export needs --flavour stock: {error.message}"), stacklevel=2)
 
 
 def read_config(ref: str, revision: str | None) -> dict[str, Any]:
@@ -106,5 +129,5 @@ def _print(answer: Plan, as_json: bool) -> None:
 
 def _changes(answer: Plan) -> str:
     if not answer.advice:
-        return "no single change and no two of them make it fit; try three, or a smaller model"
+        return "a smaller model, or another chip: no three options make it fit, not even with a short context"
     return "one of: " + "; ".join(each.option for each in answer.advice)

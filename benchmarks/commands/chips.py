@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import click
 from rich.console import Console
 from rich.table import Table
 
 from cpm_edge.benchmarks.commands.options import SETTINGS
-from cpm_edge.benchmarks.plan import Chip, Number, chips, detect
+from cpm_edge.benchmarks.errors import BenchError
+from cpm_edge.benchmarks.plan import Chip, Number, PlanError, chips, detect
+from cpm_edge.benchmarks.plan import chip as find_chip
 from cpm_edge.runtimes.console import report_errors
 
 UNVERIFIED = "unverified"
@@ -15,20 +19,58 @@ EXAMPLES = """
 \b
 Examples:
   cpm-bench chips
+  cpm-bench chips jetson-orin-nx-16gb
   cpm-bench chips --auto
 """
 
 
 @click.command("chips", epilog=EXAMPLES, context_settings=SETTINGS)
+@click.argument("name", metavar="[ID]", required=False)
 @click.option("--auto", is_flag=True, help="Only the chip of this machine; an unknown one is measured once.")
 @report_errors
-def chips_command(auto: bool) -> None:
-    """The chip profiles: what --chip takes, with memory, bandwidth and what predictions are fitted to."""
-    table = Table("id", "name", "memory", "GB/s", "of it reached", "fitted to")
-    for each in [detect()] if auto else chips().values():
-        table.add_row(*_row(each))
+def chips_command(name: str | None, auto: bool) -> None:
+    """The chip profiles: what --chip takes, with memory, bandwidth and what predictions are fitted to.
+
+    With an ID, every number of that profile and its source.
+    """
+    if name is not None and auto:
+        raise click.UsageError("ID and --auto: expected one of them")
     console = Console(highlight=False)
-    (console if console.is_terminal else Console(width=150, highlight=False)).print(table)
+    console = console if console.is_terminal else Console(width=150, highlight=False)
+    try:
+        console.print(_details(find_chip(name)) if name else _list([detect()] if auto else chips().values()))
+    except PlanError as error:
+        raise BenchError(error.message, hint=error.hint) from error
+
+
+def _list(found: Iterable[Chip]) -> Table:
+    table = Table("id", "name", "memory", "GB/s", "of it reached", "fitted to")
+    for each in found:
+        table.add_row(*_row(each))
+    return table
+
+
+def _details(chip: Chip) -> Table:
+    table = Table("", "", "source", title=f"{chip.name} ({chip.id}), for --target {chip.target}")
+    for what, number, unit, suffix in (
+        ("memory", chip.memory, 2**30, " GiB"),
+        ("of it reserved", chip.reserved, 0.01, " %"),
+        ("memory bandwidth", chip.bandwidth, 1e9, " GB/s"),
+    ):
+        table.add_row(what, _text(number, unit, suffix), number.source if number else "")
+    watts = ", ".join(f"{each:g}" for each in chip.power_modes)
+    table.add_row("power modes", f"{watts} W" if watts else UNVERIFIED, "")
+    signs = [sign for each in chip.detect.values() for sign in each]
+    table.add_row("recognised by", ", ".join(signs) or "nothing: pass --chip", "")
+    for key, device in chip.devices.items():
+        table.add_section()
+        table.add_row(key, device.name, "")
+        for kind, unit in (("fp16", " TFLOPS"), ("int8", " TOPS")):
+            peak = device.peaks[kind]
+            table.add_row(f"{key} {kind}, dense", _text(peak, 1e12, unit), peak.source if peak else "")
+        for what, known in (("decode", device.roofline), ("first token", device.prefill)):
+            table.add_row(f"{key} {what}", *((known.text(), known.source) if known else (UNVERIFIED, "")))
+    return table
 
 
 def _row(chip: Chip) -> tuple[str, ...]:
@@ -45,4 +87,4 @@ def _row(chip: Chip) -> tuple[str, ...]:
 
 
 def _text(number: Number | None, unit: float, suffix: str) -> str:
-    return UNVERIFIED if number is None else f"{number.value / unit:g}{suffix}"
+    return UNVERIFIED if number is None else f"{number.value / unit:.4g}{suffix}"

@@ -15,6 +15,9 @@ SHORTEST = 256  # tokens below which a context is of no use
 _SIZES = {"fp32": 5, "fp16": 4, "bf16": 4, "int8": 3, "auto": 2, "int4": 2, "ternary": 1}
 
 
+_Changed = tuple[str, dict[str, object]]  # the option as typed, and the fields of a question
+
+
 def advice(plan: Plan, answer: Callable[[Question], Plan]) -> tuple[Change, ...]:
     """At most three; those that keep the weights as they are come first.
 
@@ -24,17 +27,21 @@ def advice(plan: Plan, answer: Callable[[Question], Plan]) -> tuple[Change, ...]
     """
     single = list(_changes(plan))
     found: list[Change] = []
-    for count in (1, 2):
+    for count in (1, 2, 3):
         for chosen in combinations(single, count):
             if len(found) == MOST:
                 return tuple(found)
-            change = _tried(plan, answer, dict(pair for _, fields in chosen for pair in fields.items()))
+            change = _tried(plan, answer, _fields(chosen))
             used = {part for each in found for part in each.option.split(" and ")}
             if change and not used & {option for option, _ in chosen}:
-                found.append(Change(" and ".join(option for option, _ in chosen), change.memory.total))
+                found.append(Change(_options(chosen), change.memory.total))
         shorter = _shorter(plan, answer) if count == 1 else None
         if shorter and len(found) < MOST:
             found.append(shorter)
+    if not found:
+        pairs = (chosen for count in (1, 2, 3) for chosen in combinations(single, count))
+        shortened = next(filter(None, (_shorter(plan, answer, chosen) for chosen in pairs)), None)
+        found += [shortened] if shortened else []
     # --memory would stay with another chip, too.
     larger = None if plan.question.memory else _larger_chip(plan)
     if larger and len(found) < MOST:
@@ -42,7 +49,7 @@ def advice(plan: Plan, answer: Callable[[Question], Plan]) -> tuple[Change, ...]
     return tuple(found)
 
 
-def _changes(plan: Plan) -> Iterator[tuple[str, dict[str, object]]]:
+def _changes(plan: Plan) -> Iterator[_Changed]:
     question = plan.question
     if plan.target == "aipc" and question.flavour == "stock" and plan.device == "CPU":
         yield "--flavour native", {"flavour": "native", "kv_cache": None}
@@ -65,19 +72,26 @@ def _tried(plan: Plan, answer: Callable[[Question], Plan], fields: dict[str, obj
     return changed if changed.fits else None
 
 
-def _shorter(plan: Plan, answer: Callable[[Question], Plan]) -> Change | None:
-    """The longest context that fits, in whole blocks of 256."""
-    low, high = 0, plan.context // SHORTEST
+def _shorter(
+    plan: Plan, answer: Callable[[Question], Plan], chosen: tuple[_Changed, ...] = ()
+) -> Change | None:
+    """The longest context that fits, in whole blocks of 256, with other changes."""
+    low, high, best = 0, plan.context // SHORTEST, None
     while low < high:
         middle = (low + high + 1) // 2
-        if _tried(plan, answer, {"context": middle * SHORTEST}):
-            low = middle
-        else:
-            high = middle - 1
-    if not low:
+        tried = _tried(plan, answer, {**_fields(chosen), "context": middle * SHORTEST})
+        low, high, best = (middle, high, tried) if tried else (low, middle - 1, best)
+    if best is None:
         return None
-    changed = answer(replace(plan.question, context=low * SHORTEST))
-    return Change(f"--max-context {low * SHORTEST}", changed.memory.total)
+    return Change(_options((*chosen, (f"--max-context {best.context}", {}))), best.memory.total)
+
+
+def _fields(chosen: tuple[_Changed, ...]) -> dict[str, object]:
+    return dict(pair for _, fields in chosen for pair in fields.items())
+
+
+def _options(chosen: tuple[_Changed, ...]) -> str:
+    return " and ".join(option for option, _ in chosen)
 
 
 def _larger_chip(plan: Plan) -> Change | None:
@@ -86,6 +100,7 @@ def _larger_chip(plan: Plan) -> Change | None:
         each for each in chips().values()
         if each.kind == plan.chip.kind
         and each.id != plan.chip.id
+        and (each.memory_bytes or 0) > (plan.chip.memory_bytes or 0)
         and (each.usable_bytes or 0) >= plan.memory.total
     ]  # fmt: skip
     if not room:

@@ -46,6 +46,9 @@ class Roofline:
     spread: float
     source: str
 
+    def text(self) -> str:
+        return f"{self.bandwidth / 1e9:.4g} GB/s, {self.layer * 1e6:.4g} us a layer, +-{self.spread:.0%}"
+
 
 @dataclass(frozen=True)
 class Prefill:
@@ -55,6 +58,9 @@ class Prefill:
     layer: float
     spread: float
     source: str
+
+    def text(self) -> str:
+        return f"{self.rate / 1e12:.4g} TFLOPS, {self.layer * 1e6:.4g} us a layer, +-{self.spread:.0%}"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cpm_edge.benchmarks.plan.catalog import chips
 from cpm_edge.benchmarks.plan.chip import Chip, Number
+from cpm_edge.benchmarks.plan.errors import PlanError
 
 DEVICE_TREE = "proc/device-tree/compatible"
 L4T_RELEASE = "etc/nv_tegra_release"
@@ -62,9 +63,18 @@ def match(signs: Signs) -> Chip | None:
 
 
 def detect(root: Path = Path("/")) -> Chip:
-    """The chip of this machine with its real memory; ``this-machine``, measured once, where none is known."""
+    """The chip of this machine with its real memory; ``this-machine``, measured once, where none is known.
+
+    Raises:
+        PlanError: a Jetson that no profile names; what is measured on a CPU would not be its GPU's.
+    """
     signs = read_signs(root)
     chip = match(signs)
+    if chip is None and signs.boards:
+        raise PlanError(
+            f"--chip auto: expected a Jetson that a profile names, got {', '.join(signs.boards)}",
+            hint="pass --chip; cpm-bench chips lists the ids",
+        )
     if chip is None:
         from cpm_edge.benchmarks.plan.this_machine import this_machine
 

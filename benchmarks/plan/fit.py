@@ -2,7 +2,8 @@
 
 Two of them for decode and two for prefill: ``bytes / bandwidth + layers * layer`` and
 ``operations / rate + layers * layer``, by least squares on relative errors. Runs that are marked held out
-take no part. ``python -m cpm_edge.benchmarks.plan.fit`` writes them into chips/*.json.
+take no part, nor those of older versions of an engine, which are quoted instead.
+``python -m cpm_edge.benchmarks.plan.fit`` writes the constants into chips/*.json.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Run:
     Attributes:
         read: bytes that a token read, by the formats that the source names.
         rate: tokens a second.
+        older: of a version that a newer one on the same GPU and memory has left behind.
     """
 
     chip: str
@@ -43,6 +45,7 @@ class Run:
     read: float
     rate: float
     held_out: bool
+    older: bool
 
 
 def published() -> dict[str, Any]:
@@ -61,7 +64,7 @@ def decode_runs(document: Mapping[str, Any]) -> list[Run]:
             read = _weights(shape, entry["linear_bits"], entry["head_bits"]) + cache
             found.append(
                 Run(entry["chip"], entry["device"], row["model"], shape, row["context"], read, row["rate"],
-                    row.get("held_out", False))
+                    row.get("held_out", False), entry.get("older", False))
             )  # fmt: skip
     return found
 
@@ -90,7 +93,7 @@ def fit(
 
 def roofline(document: Mapping[str, Any], chip: str) -> Roofline | None:
     """From a chip's runs that are not held out; None without any."""
-    runs = [run for run in decode_runs(document) if run.chip == chip and not run.held_out]
+    runs = [run for run in decode_runs(document) if run.chip == chip and not (run.held_out or run.older)]
     if not runs:
         return None
     bandwidth, layer, spread = fit(
@@ -127,8 +130,24 @@ def constants(document: Mapping[str, Any], chip: str) -> dict[str, Any]:
         for key, least in (("roofline", WIDEST), ("prefill", 0.4)):
             if found[key]:
                 note = f"those of {sibling}, whose GPU and memory are close; not measured on this chip"
-                found[key] = {**found[key], "spread": max(least, found[key]["spread"]), "source": note}
+                quoted = _older(document, chip) if key == "roofline" else ""
+                found[key] = {
+                    **found[key],
+                    "spread": max(least, found[key]["spread"]),
+                    "source": note + quoted,
+                }
     return found
+
+
+def _older(document: Mapping[str, Any], chip: str) -> str:
+    """Published speeds of older versions, which an interval for today's need not hold."""
+    told = [
+        f"{entry['source']}: "
+        + ", ".join(f"{row['model']} {row['rate']:g} tok/s at {row['context']}" for row in entry["decode"])
+        for entry in document["runs"]
+        if entry["chip"] == chip and entry.get("older")
+    ]
+    return f"; published of an older version: {'; '.join(told)}" if told else ""
 
 
 def _source(document: Mapping[str, Any], chip: str, kind: str) -> str:

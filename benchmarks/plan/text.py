@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cpm_edge.benchmarks.plan.chip import Device
 from cpm_edge.benchmarks.plan.plan import Plan
 from cpm_edge.benchmarks.plan.speed import Interval
 
@@ -24,7 +25,7 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
     size = f"{plan.shape.parameters / 1e9:.2f} G parameters, {plan.shape.layers} layers"
     found = [
         ("chip", f"{chip.name} ({chip.id}), {plan.device}: {chip.devices[plan.device].name}"),
-        ("", f"memory bandwidth {known}"),
+        ("", f"memory bandwidth {known}, peak {_peaks(chip.devices[plan.device])}"),
         ("model", f"{size}, {_attention(plan)}"),
         ("target", f"{plan.target}{flavour}"),
         ("linear layers", formats.linear.describe()),
@@ -40,6 +41,15 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
     verified = f"{gigabytes(export.memory)}, with verification about {gigabytes(export.verified)}"
     disk = f"{gigabytes(export.disk)} beside the checkpoint's {gigabytes(export.checkpoint)} in bf16"
     return [*found, *_speeds(plan), ("export memory", verified), ("export disk", disk)]
+
+
+def _peaks(device: Device) -> str:
+    units = (("fp16", "TFLOPS"), ("int8", "TOPS"))
+    known = ((kind, unit, device.peaks[kind]) for kind, unit in units)
+    return ", ".join(
+        f"{kind} {peak.value / 1e12:g} {unit}" if peak else f"{kind} {UNVERIFIED}"
+        for kind, unit, peak in known
+    )
 
 
 def _memory(plan: Plan) -> str:
@@ -107,8 +117,18 @@ def _speeds(plan: Plan) -> list[tuple[str, str]]:
         found.append(("" if index else "speed", line))
         notes += [decode.note, first.note]
     known = plan.chip.devices[plan.device]
-    notes += [each.source for each in (known.roofline, known.prefill) if each]
+    notes += _merged([each.source for each in (known.roofline, known.prefill) if each])
     return found + [("", f"({note})") for note in dict.fromkeys(notes) if note]
+
+
+def _merged(sources: list[str]) -> list[str]:
+    """Sources of decode and of first tokens; what both say is said once."""
+    if len(sources) < 2 or sources[0].startswith(sources[1]):
+        return sources[:1]
+    decode, first = (source.partition(": ") for source in sources)
+    if decode[2] and decode[2] == first[2]:
+        return [f"{decode[0]} of decode and {first[0]} of first tokens: {decode[2]}"]
+    return sources
 
 
 def _seconds(interval: Interval) -> str:
@@ -150,7 +170,17 @@ def to_json(plan: Plan) -> dict[str, Any]:
             for each in plan.speeds
         ],
         "export_bytes": vars(plan.export),
+        "sources": _sources(plan),
     }
+
+
+def _sources(plan: Plan) -> dict[str, Any]:
+    """The chip's numbers and constants that the plan is made of, and where each comes from."""
+    chip, device = plan.chip, plan.chip.devices[plan.device]
+    numbers = {"memory": chip.memory, "reserved": chip.reserved, "bandwidth": chip.bandwidth, **device.peaks}
+    constants = {"decode": device.roofline, "first_token": device.prefill}
+    found = {**numbers, **constants}
+    return {name: vars(each) if each else None for name, each in found.items()}
 
 
 def _pair(interval: Interval | None) -> dict[str, float | None] | None:

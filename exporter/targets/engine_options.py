@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from cpm_edge.benchmarks.plan import Chip, PlanError, chip
+from cpm_edge.exporter.configs import LlamaConfig
 from cpm_edge.exporter.errors import ExportError
 from cpm_edge.exporter.options import ExportOptions
-from cpm_edge.quant import Policy, WeightFormat
 
-WIDE = (WeightFormat.FP32, WeightFormat.BF16)
+WIDE = ("fp32", "bf16")
 
 
-def check_engine_options(options: ExportOptions, policy: Policy) -> None:
+def check_engine_options(options: ExportOptions, formats: Mapping[str, str], config: LlamaConfig) -> None:
     """Refuse what no engine computes, and a chip of another target.
+
+    Args:
+        formats: of ``weight``, ``embedding`` and ``head``.
 
     Raises:
         ExportError: names the option.
@@ -25,17 +30,23 @@ def check_engine_options(options: ExportOptions, policy: Policy) -> None:
                 f"{option}: expected {expected or 'none'} for target {options.target}, got {value}",
                 hint=f"leave {option} out: TensorRT computes in float16",
             )
-    for kind, scheme in (("weight", policy.linear), ("embedding", policy.embedding), ("head", policy.head)):
-        if scheme.format in WIDE:
+    for kind, form in formats.items():
+        if form in WIDE:
             raise ExportError(
                 f"--{kind}-format: expected fp16, int8, int4 or ternary for target {options.target}, got "
-                f"{scheme.format.value}",
+                f"{form}",
                 hint=f"--{kind}-format fp16",
             )
     native = options.resolved_flavour == "native"
     if options.target == "rtx" and native:
         raise ExportError(
             "--flavour: expected stock for target rtx, got native", hint="TensorRT-RTX has no plugins"
+        )
+    if native and config.attention_spec(0).is_latent:
+        raise ExportError(
+            "--flavour native: expected attention over keys and values, got latent attention, for which a "
+            "Jetson has no kernels",
+            hint="--flavour stock",
         )
     if options.chip is not None:
         find_chip(options.chip, options.target)

@@ -59,6 +59,33 @@ def test_wrong_questions(tmp_path: Path) -> None:
     assert "Missing option '-o'" in run("-m", config, "-t", "ort").stderr
 
 
+def test_a_jetson_has_no_kernels_for_latent_attention() -> None:
+    common = ("-m", str(CONFIGS / "minicpm3-4b.json"), "--plan", "--chip", "jetson-orin-nx-16gb")
+    usual, stock = run(*common), run(*common, "--flavour", "stock")
+    assert usual.exit_code == stock.exit_code == 0
+    assert "warning: the export needs --flavour stock" in usual.stderr and not stock.stderr
+    native = run(*common, "--flavour", "native")
+    assert native.exit_code == 1 and "got latent attention" in native.stderr
+
+
+def test_what_an_export_refuses_is_not_planned(tmp_path: Path) -> None:
+    config = json.loads((CONFIGS / "minicpm4-8b.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    result = run("-m", str(tmp_path), "--plan", "--chip", "jetson-agx-orin-64gb")
+    assert result.exit_code == 1 and "expected gptq or awq with 4 bits, got bitsandbytes" in result.stderr
+    wide = run("-m", str(CONFIGS / "minicpm4-8b.json"), "--plan", "--chip", "jetson-agx-orin-64gb",
+               "--weight-format", "bf16")  # fmt: skip
+    assert wide.exit_code == 1 and "--weight-format: expected fp16, int8, int4 or ternary" in wide.stderr
+
+
+def test_a_plan_as_json_tells_where_its_numbers_are_from() -> None:
+    result = run("-m", str(CONFIGS / "minicpm4-8b.json"), "--plan", "--chip", "jetson-orin-nx-16gb", "--json")
+    sources = json.loads(result.stdout)["sources"]
+    assert sources["bandwidth"] == {"value": 102.4e9, "source": sources["bandwidth"]["source"]}
+    assert "TensorRT-Edge-LLM" in sources["decode"]["source"] and sources["fp16"] is None
+
+
 def test_what_a_plan_warns_of_is_one_line(tmp_path: Path) -> None:
     config = json.loads((CONFIGS / "minicpm4-8b.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "mystery": 1}))

@@ -9,7 +9,9 @@ import sys
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from cpm_edge.benchmarks.cli import main
 from cpm_edge.benchmarks.plan import PlanError, chip, chips
 from cpm_edge.benchmarks.plan.catalog import FOLDER
 from cpm_edge.benchmarks.plan.chip import KINDS, parse_chip
@@ -76,3 +78,12 @@ def test_a_missing_key_is_refused() -> None:
 def test_the_plan_imports_no_torch() -> None:
     code = "import sys, cpm_edge.benchmarks.plan; sys.exit('torch' in sys.modules or 'click' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_profile_is_shown_with_every_source() -> None:
+    result = CliRunner().invoke(main, ["chips", "core-ultra-7-358h"])
+    assert result.exit_code == 0, result.output
+    for text in ("LPDDR5X-9600", "GPU decode", "fit of", "NPU int8, dense", "unverified"):
+        assert text in result.stdout, text
+    unknown = CliRunner().invoke(main, ["chips", "358h"])
+    assert unknown.exit_code == 1 and "expected one of" in unknown.stderr

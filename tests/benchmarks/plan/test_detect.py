@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from cpm_edge.benchmarks.plan.detect import Signs, detect, match, memory, processor_name, read_signs
+from cpm_edge.benchmarks.plan.detect import (
+    DEVICE_TREE,
+    Signs,
+    detect,
+    match,
+    memory,
+    processor_name,
+    read_signs,
+)
+from cpm_edge.benchmarks.plan.errors import PlanError
 from cpm_edge.benchmarks.plan.this_machine import cache_file, this_machine
 
 MEMINFO = "MemTotal:        7800000 kB\nMemFree: 1 kB\nMemAvailable:    5850000 kB\n"
@@ -107,3 +116,11 @@ def test_a_damaged_profile_of_this_machine_is_measured_again(
 def test_a_system_that_tells_nothing(tmp_path: Path) -> None:
     assert memory(tmp_path) == (None, None)
     assert read_signs(tmp_path).boards == ()
+
+
+def test_a_jetson_that_no_profile_names_is_not_measured_on_its_cpu(tmp_path: Path) -> None:
+    tree = tmp_path / DEVICE_TREE
+    tree.parent.mkdir(parents=True)
+    tree.write_bytes(b"nvidia,p9999-0000\0nvidia,tegra999\0")
+    with pytest.raises(PlanError, match="expected a Jetson that a profile names, got nvidia,p9999-0000"):
+        detect(tmp_path)

@@ -88,6 +88,27 @@ def test_two_changes_where_one_is_not_enough() -> None:
     assert answer.advice and any(" and " in each.option for each in answer.advice)
 
 
+def test_three_changes_and_a_shorter_context() -> None:
+    asked: dict[str, Any] = {"memory": int(6.2e9), "device": "CPU", "weight_format": "fp16"}
+    answer = plan(EIGHT, "core-ultra-7-258v", **asked)
+    (change,) = answer.advice
+    *options, context = change.option.split(" and ")
+    assert options == ["--flavour native", "--weight-format int4"] and context.startswith("--max-context")
+    tokens = int(context.split()[1])
+    changed = {**asked, "flavour": "native", "weight_format": "int4"}
+    assert plan(EIGHT, "core-ultra-7-258v", **changed, context=tokens).fits
+    assert not plan(EIGHT, "core-ultra-7-258v", **changed, context=tokens + 256).fits
+
+
+def test_another_chip_is_a_larger_one() -> None:
+    for chip in chips().values():
+        answer = plan(EIGHT, chip, weight_format="fp16", flavour="stock")
+        for change in answer.advice:
+            if change.option.startswith("--chip"):
+                other = chips()[change.option.split()[1]]
+                assert (other.memory_bytes or 0) > (chip.memory_bytes or 0)
+
+
 def test_memory_that_differs_is_unverified_until_it_is_said() -> None:
     assert plan(EIGHT, "core-ultra-7-358h").fits is None
     assert dict(rows(plan(EIGHT, "core-ultra-7-358h")))["fits"].startswith("unverified")
