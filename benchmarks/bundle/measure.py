@@ -52,6 +52,11 @@ class Settings:
     repeat: int | None
     seconds: float
 
+    @property
+    def length(self) -> str:
+        """Of a measurement, in words."""
+        return f"about {self.seconds:g} s" if self.repeat is None else f"{self.repeat} rounds"
+
     def is_enough(self, rounds: int, seconds: float) -> bool:
         """After so many rounds that took so long."""
         if self.repeat is not None:

@@ -49,7 +49,7 @@ def run(path: Path, settings: Settings, chip: str, accuracy: Path | None) -> tup
     found = find_chip(chip)
     find_device(found, settings.device)
     exact = _accuracy(accuracy, bundle)
-    with Progress().stage(f"Measuring {path.name}"):
+    with Progress().stage(f"Measuring {path.resolve().name}, {settings.length}"):
         bandwidths = [bandwidth_now(settings)]
         results = measure(path, settings)
         bandwidths.append(bandwidth_now(settings))

@@ -17,6 +17,7 @@ from cpm_edge.benchmarks.plan.speed import OTHER_FLAVOUR, Decode, FirstToken, de
 from cpm_edge.benchmarks.plan.storage import Formats, WeightBytes, weight_bytes
 
 SHORT = 512
+VERIFIED = 64  # tokens that an export compares, as --verify-tokens has it
 TARGETS = ("ort", "aipc", "jetson", "rtx")
 FLAVOURS = ("stock", "native")
 
@@ -157,6 +158,8 @@ def _answer(shape: ModelShape, chip: Chip, question: Question) -> Plan:
     cache = cache_bytes(asked, context, target, flavour, form)
     memory = device_memory(asked, weights, cache, target, flavour, name)
     ceiling = OTHER_FLAVOUR if name == "CPU" and flavour != "native" else ""
+    few = cache_bytes(asked, min(context, VERIFIED), target, flavour, form)
+    session = device_memory(asked, weights, few, target, flavour, "CPU")
     available = Number(question.memory, "--memory") if question.memory else chip.memory
     usable = int(available.value * (1 - chip.reserved.value)) if available else None
     return Plan(
@@ -170,7 +173,7 @@ def _answer(shape: ModelShape, chip: Chip, question: Question) -> Plan:
         weights=weights,
         cache=cache,
         memory=memory,
-        export=export_cost(asked, weights, memory),
+        export=export_cost(asked, weights, session, target),
         speeds=tuple(_speeds(asked, weights.read, context, form, chip, device, ceiling)),
         usable=usable,
     )

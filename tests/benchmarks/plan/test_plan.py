@@ -65,6 +65,19 @@ def test_memory_is_within_a_tenth_of_a_measured_process(
     assert answer.memory.total == pytest.approx(peak, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("target", "flavour", "peak", "verified"),
+    [("ort", "", 571e6, 1593e6), ("aipc", "stock", 884e6, 1952e6), ("aipc", "native", 880e6, 1616e6)],
+)
+def test_memory_of_an_export_is_within_a_tenth_of_a_measured_one(
+    target: str, flavour: str, peak: float, verified: float
+) -> None:
+    config = ROOT / "tests/data/configs/minicpm4-0.5b.json"
+    found = plan(config, "core-ultra-7-258v", target=target, flavour=flavour, device="CPU").export
+    assert found.memory == pytest.approx(peak, rel=0.1)
+    assert found.verified == pytest.approx(verified, rel=0.1)
+
+
 def test_advice_makes_it_fit() -> None:
     answer = plan(EIGHT, "jetson-orin-nano-8gb", weight_format="int8", context=8192)
     assert answer.fits is False
