@@ -5,6 +5,7 @@ from __future__ import annotations
 from cpm_edge.benchmarks.bundle.record import Record
 
 ENERGY = "energy:"
+UNSTEADY = 1.25  # the fastest repeat to the slowest, of which a report speaks
 READING = 7.0  # tokens a second that people read, about five words
 
 
@@ -40,12 +41,8 @@ def warnings(record: Record) -> list[str]:
 
 def unsteady(record: Record) -> list[str]:
     """A spread that makes comparisons worthless."""
-    found = []
-    for at in record.at():
-        low, high = min(at.rate.values), max(at.rate.values)
-        if high > 1.25 * low:
-            found.append(
-                f"repeats at {at.context} tokens differ by {high / low - 1:.0%}: "
-                "measure again on a quieter machine"
-            )
-    return found
+    apart = {at.context: max(at.rate.values) / min(at.rate.values) for at in record.at()}
+    found = [f"{ratio - 1:.0%} at {context} tokens" for context, ratio in apart.items() if ratio > UNSTEADY]
+    if not found:
+        return []
+    return [f"repeats differ by {' and '.join(found)}: measure again on a quieter machine"]

@@ -37,7 +37,7 @@ Examples:
 @click.option("--new-tokens", default=32, type=click.IntRange(min=2), help="Tokens that every repeat makes.")
 @click.option(
     "--seconds",
-    default=60.0,
+    default=90.0,
     type=click.FloatRange(min=0),
     help="Go on for so long: five rounds at least, a hundred at most.",
 )
