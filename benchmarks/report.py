@@ -59,15 +59,21 @@ class Report:
 
     def publish(self, file: Path | None) -> None:
         """Print the tables and notes on stdout; write the JSON where a file is asked for."""
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console = Console(width=WIDTH, highlight=False)
+        console = plain_console()
         for table in self.tables:
             console.print(table)
         for note in self.notes:
-            console.print(f"note: {note}", markup=False)
+            console.print(f"note: {note}")
         if file is not None:
             file.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+
+
+def plain_console() -> Console:
+    """As wide as a terminal, or WIDTH; names in square brackets stay what they are."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    return (
+        console if console.is_terminal else Console(width=WIDTH, highlight=False, markup=False, emoji=False)
+    )
 
 
 def check_file(file: Path | None) -> None:

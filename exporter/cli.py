@@ -228,7 +228,9 @@ def main(
     if plan_only:
         from cpm_edge.exporter.plan_command import run_plan
 
-        run_plan(arguments, chip=chip or "auto", memory=memory, device=device, as_json=as_json)
+        run_plan(
+            arguments, chip="auto" if chip is None else chip, memory=memory, device=device, as_json=as_json
+        )
         return
     without_plan = None if arguments["target"] in ENGINES else chip
     check_usage(arguments, {"--chip": without_plan, "--memory": memory, "--device": device})

@@ -25,7 +25,7 @@ from cpm_edge.exporter.targets.engine_options import check_engine_options
 
 WIDTH = 120
 _FORMATS = (("weight", "linear"), ("embedding", "embedding"), ("head", "head"))
-MOST_GIGABYTES = 1e6
+LEAST_GIGABYTES, MOST_GIGABYTES = 0.01, 1e6
 
 
 def run_plan(
@@ -41,8 +41,13 @@ def run_plan(
     Raises:
         ExportError: it cannot be planned, or it does not fit; the hint has what would make it fit.
     """
-    if memory is not None and not 0 < memory < MOST_GIGABYTES:
-        raise ExportError(f"--memory: expected gigabytes above 0, got {memory:g}")
+    if memory is not None and not LEAST_GIGABYTES <= memory <= MOST_GIGABYTES:
+        limits = f"{LEAST_GIGABYTES:g} to {MOST_GIGABYTES:g}"
+        raise ExportError(f"--memory: expected {limits} gigabytes, got {memory:g}")
+    if not chip:
+        raise ExportError(
+            "--chip: expected an id, auto or this-machine", hint="cpm-bench chips lists the ids"
+        )
     if arguments["ratio"] < 1:
         raise ExportError(
             f"--ratio {arguments['ratio']:g}: only the calibration tells which matrices become int8",
@@ -65,6 +70,11 @@ def run_plan(
         raise ExportError(error.message, hint=error.hint) from error
     if answer.target in ENGINES:
         _check_engine(arguments, answer, parsed)
+    if arguments["method"] != "rtn":
+        _warn(
+            f"--method {arguments['method']}: the export's memory is without that of calibration, which "
+            "holds a layer and what it computes (docs/quantization.md)"
+        )
     _print(answer, as_json)
     if answer.fits is False:
         raise ExportError(f"does not fit: it takes {missing(answer)}", hint=_changes(answer))
@@ -80,8 +90,12 @@ def _check_engine(arguments: Mapping[str, Any], answer: Plan, config: LlamaConfi
         if options.flavour is not None or not config.attention_spec(0).is_latent:
             raise
         check_engine_options(dataclasses.replace(options, flavour="stock"), formats, config)
-        with warnings_printed():
-            warnings.warn(ExportWarning(f"the export needs --flavour stock: {error.message}"), stacklevel=2)
+        _warn(f"the export needs --flavour stock: {error.message}")
+
+
+def _warn(text: str) -> None:
+    with warnings_printed():
+        warnings.warn(ExportWarning(text), stacklevel=2)
 
 
 def read_config(ref: str, revision: str | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
+from cpm_edge.benchmarks.bundle.accuracy_file import scored_bundle
 from cpm_edge.benchmarks.errors import BenchError
 from cpm_edge.benchmarks.perplexity import cut_windows, negative_log_likelihood
 from cpm_edge.benchmarks.report import Report
@@ -69,8 +70,7 @@ def run(bundle: Path, reference: str, text: Path, settings: Settings) -> Report:
     with load(bundle) as model, Progress().stage("Scoring the bundle and its checkpoint"):
         windows = cut_windows(model, text, settings.characters, settings.window, settings.windows)
         results = score(model, reference_of(manifest, reference), list(windows), settings)
-        results["weights"] = manifest.weights["linear"]
-        results["source"] = manifest.source["name"]
+        results["bundle"] = scored_bundle(manifest)
     results |= {"reference": Path(reference).name, "text": text.name}
     report = Report("accuracy", {**vars(settings), "bundle": str(bundle), "text": str(text)}, results)
     report.tables.append(_table(results, bundle.resolve().name))

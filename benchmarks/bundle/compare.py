@@ -14,7 +14,8 @@ from cpm_edge.benchmarks.bundle.svg import Series, line_chart, number
 from cpm_edge.benchmarks.bundle.verdict import warnings
 from cpm_edge.benchmarks.samples import agree, ratio
 
-STYLES = ("s1", "s2", "s3", "s4", "s5", "s6")
+COLOURS = ("s1", "s2", "s3", "s4", "s5", "s6")
+STYLES = (*COLOURS, *(f"{each} dashed" for each in COLOURS), *(f"{each} dotted" for each in COLOURS))
 
 
 def names(records: Sequence[Record]) -> list[str]:
@@ -57,13 +58,14 @@ def compare_html(records: Sequence[Record]) -> str:
         f"{each.name}: " + ", ".join(f"{number(y)} at {number(x)}" for x, y in each.points) for each in series
     )
     chart = line_chart(series, [], "tokens in the context", "tok/s", summary)
+    notes = compare_notes(records)
     body = [
         "<h1>Comparison</h1>",
         f'<p class="soft">{len(records)} runs; ratios are to the first.</p>',
         f"<figure>{chart}{legend(list(zip(styles, titles, strict=True)))}</figure>",
         _html_table(records),
-        "<h2>Notes</h2>",
-        *(f'<p class="warn">{escape(note)}</p>' for note in compare_notes(records)),
+        *(["<h2>Notes</h2>"] if notes else []),
+        *(f'<p class="warn">{escape(note)}</p>' for note in notes),
     ]
     return page("Comparison", body)
 

@@ -42,7 +42,7 @@ _RESULTS: dict[str, type | tuple[type, ...]] = {
     "conditions": dict,
     "load_seconds": (int, float),
 }
-MOST_TOKENS = 1 << 40
+MOST_TOKENS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -159,13 +159,19 @@ def check_record(content: Any, where: str) -> Record:
     if bandwidth is not None and not _times([bandwidth]):
         raise _damaged(where, "results.roofline.bandwidth", "null or a number above 0", bandwidth)
     for key, value in content["results"]["memory"].items():
-        if key != "predicted" and value is not None and not isinstance(value, int):
+        if key != "predicted" and value is not None and not _whole(value, 0):
             raise _damaged(where, f"results.memory.{key}", "bytes", value)
     for part, keys in (("bundle", ("name", "target", "weights")), ("chip", ("id", "name"))):
         for key in keys:
             value = content["results"][part].get(key)
-            if not isinstance(value, str):
-                raise _damaged(where, f"results.{part}.{key}", "text", value)
+            if not _is_text(value):
+                raise _damaged(where, f"results.{part}.{key}", "printable text", value)
+    for part, values in (("notes", content["notes"]), ("command", content["command"])):
+        if not all(map(_is_text, values)):
+            raise _damaged(where, part, "a list of printable texts", values)
+    flavour = content["results"]["bundle"].get("flavour")
+    if flavour is not None and not _is_text(flavour):
+        raise _damaged(where, "results.bundle.flavour", "null or printable text", flavour)
     return Record(content, Path(where).stem)
 
 
@@ -182,7 +188,7 @@ def _check_types(
 def _check_context(entry: Any, where: str, key: str) -> None:
     if not isinstance(entry, dict):
         raise _damaged(where, key, "an object", entry)
-    if not isinstance(entry.get("context"), int) or not 1 <= entry["context"] <= MOST_TOKENS:
+    if not _whole(entry.get("context"), 1, MOST_TOKENS):
         raise _damaged(where, f"{key}.context", "a number of tokens", entry.get("context"))
     first, steps = entry.get("first_token_seconds"), entry.get("step_seconds")
     if not _times(first):
@@ -192,8 +198,8 @@ def _check_context(entry: Any, where: str, key: str) -> None:
     if not _times([entry.get("read_bytes")]):
         raise _damaged(where, f"{key}.read_bytes", "a number above 0", entry.get("read_bytes"))
     hashes, predicted = entry.get("output_hashes"), entry.get("predicted")
-    if not isinstance(hashes, list) or not all(isinstance(each, str) for each in hashes):
-        raise _damaged(where, f"{key}.output_hashes", "a list of texts", hashes)
+    if not isinstance(hashes, list) or not all(map(_is_text, hashes)):
+        raise _damaged(where, f"{key}.output_hashes", "a list of printable texts", hashes)
     if predicted is not None and not (
         isinstance(predicted, dict)
         and "low" in predicted
@@ -207,8 +213,17 @@ def _times(values: Any) -> bool:
     return (
         isinstance(values, list)
         and bool(values)
-        and all(isinstance(v, (int, float)) and not isinstance(v, bool) and 0 < v < 1e18 for v in values)
+        and all(isinstance(v, (int, float)) and not isinstance(v, bool) and 1e-9 < v < 1e18 for v in values)
     )
+
+
+def _whole(value: Any, least: int, most: int = 1 << 60) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_text(value: Any) -> bool:
+    """Nothing that moves a terminal's cursor or that UTF-8 does not have."""
+    return isinstance(value, str) and value.isprintable()
 
 
 def _damaged(where: str, key: str, expected: str, got: Any) -> BenchError:

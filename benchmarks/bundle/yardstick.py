@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from cpm_edge.benchmarks.bundle.measure import Settings
@@ -19,18 +20,32 @@ SLOW = 0.7  # of a profile's bandwidth, or the other way round
 DRIFT = 0.1  # of the bandwidth, from before to after a measurement, of which a report speaks
 
 
-def find_chip(name: str) -> Chip:
+def find_chip(name: str, device: str) -> Chip:
     """The profile with this id; auto detects this machine, this-machine measures it.
 
+    Args:
+        device: that the run is on. The profile of auto has it, without a number where none is known.
+
     Raises:
-        BenchError: there is none.
+        BenchError: there is no such profile, or the one that was asked for has no such device.
     """
+    key = profile_device(device)
     try:
         if name == "auto":
-            return detect()
-        return this_machine(read_signs()) if name == "this-machine" else chip_called(name)
+            found = detect(nvidia=device == "cuda")
+            return found if key in found.devices else _unknown(found, key)
+        found = this_machine(read_signs()) if name == "this-machine" else chip_called(name)
     except PlanError as error:
         raise BenchError(error.message, hint=error.hint) from error
+    find_device(found, device)
+    return found
+
+
+def _unknown(chip: Chip, device: str) -> Chip:
+    """Of a device that no profile has: the chip's bandwidth may not be what it reads from."""
+    nothing = Device(device, {"fp16": None, "int8": None})
+    return replace(chip, id="unknown", name=f"unlisted {device}, {chip.name}", bandwidth=None,
+                   devices={device: nothing}, detect={})  # fmt: skip
 
 
 def profile_device(device: str) -> str:
@@ -49,7 +64,7 @@ def find_device(chip: Chip, device: str) -> Device:
         raise BenchError(
             f"--chip {chip.id}: expected a chip whose profile has a {name}, which this run uses; it has "
             f"{', '.join(chip.devices)}",
-            hint="leave --chip out, or pass the --device of that chip",
+            hint="leave --chip out, or pass another --device",
         )
     return chip.devices[name]
 

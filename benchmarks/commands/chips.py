@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from cpm_edge.benchmarks.commands.options import SETTINGS
 from cpm_edge.benchmarks.errors import BenchError
 from cpm_edge.benchmarks.plan import Chip, Number, PlanError, chips, detect
 from cpm_edge.benchmarks.plan import chip as find_chip
+from cpm_edge.benchmarks.plan.detect import read_signs
+from cpm_edge.benchmarks.plan.this_machine import this_machine
+from cpm_edge.benchmarks.report import plain_console
 from cpm_edge.runtimes.console import report_errors
 
 UNVERIFIED = "unverified"
@@ -35,12 +37,18 @@ def chips_command(name: str | None, auto: bool) -> None:
     """
     if name is not None and auto:
         raise click.UsageError("ID and --auto: expected one of them")
-    console = Console(highlight=False)
-    console = console if console.is_terminal else Console(width=150, highlight=False)
     try:
-        console.print(_details(find_chip(name)) if name else _list([detect()] if auto else chips().values()))
+        plain_console().print(
+            _list([detect()] if auto else chips().values()) if name is None else _details(_named(name))
+        )
     except PlanError as error:
         raise BenchError(error.message, hint=error.hint) from error
+
+
+def _named(name: str) -> Chip:
+    if name == "this-machine":
+        return this_machine(read_signs())
+    return detect() if name == "auto" else find_chip(name)
 
 
 def _list(found: Iterable[Chip]) -> Table:
@@ -65,9 +73,9 @@ def _details(chip: Chip) -> Table:
     for key, device in chip.devices.items():
         table.add_section()
         table.add_row(key, device.name, "")
-        for kind, unit in (("fp16", " TFLOPS"), ("int8", " TOPS")):
+        for kind, rate in (("fp16", " TFLOPS"), ("int8", " TOPS")):
             peak = device.peaks[kind]
-            table.add_row(f"{key} {kind}, dense", _text(peak, 1e12, unit), peak.source if peak else "")
+            table.add_row(f"{key} {kind}, dense", _text(peak, 1e12, rate), peak.source if peak else "")
         for what, known in (("decode", device.roofline), ("first token", device.prefill)):
             table.add_row(f"{key} {what}", *((known.text(), known.source) if known else (UNVERIFIED, "")))
     return table

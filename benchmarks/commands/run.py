@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import click
@@ -81,8 +82,15 @@ def run(
     from cpm_edge.runtimes import default_device
     from cpm_edge.runtimes.bundle import open_bundle
 
-    for file in (output, markdown, json_file):
+    files = [file for file in (output, markdown, json_file) if file is not None]
+    for file in files:
         check_file(file)
+    if len({file.resolve() for file in files}) < len(files):
+        raise click.UsageError("-o, --markdown and --json: expected a file of its own for each")
+    if not seconds < math.inf:
+        raise click.BadParameter(f"expected a number of seconds, got {seconds}", param_hint="--seconds")
+    if not chip:
+        raise click.BadParameter("expected an id, auto or this-machine", param_hint="--chip")
     device = device or default_device(open_bundle(bundle))
     settings = Settings(tuple(sorted(contexts)), new_tokens, threads, device, repeat, seconds)
     report, record = measure_bundle(bundle, settings, chip, accuracy)
@@ -99,18 +107,15 @@ def run(
 @report_errors
 def compare(records: tuple[Path, ...], output: Path | None) -> None:
     """Put the JSON files of several runs together: chips, versions, formats. Ratios are to the first."""
-    from rich.console import Console
-
     from cpm_edge.benchmarks.bundle.compare import compare_html, compare_notes, compare_table
     from cpm_edge.benchmarks.bundle.record import read_record
-    from cpm_edge.benchmarks.report import WIDTH, check_file
+    from cpm_edge.benchmarks.report import check_file, plain_console
 
     check_file(output)
     found = [read_record(path) for path in records]
-    console = Console(highlight=False)
-    console = console if console.is_terminal else Console(width=WIDTH, highlight=False)
+    console = plain_console()
     console.print(compare_table(found))
     for note in compare_notes(found):
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {note}")
     if output is not None:
         output.write_text(compare_html(found), encoding="utf-8")

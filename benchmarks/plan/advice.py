@@ -11,7 +11,7 @@ from cpm_edge.benchmarks.plan.errors import PlanError
 from cpm_edge.benchmarks.plan.plan import Change, Plan, Question
 
 MOST = 3
-SHORTEST = 256  # tokens below which a context is of no use
+BLOCK, SHORTEST = 256, 1024  # tokens: steps of a context that is tried, and the least that is of use
 _SIZES = {"fp32": 5, "fp16": 4, "bf16": 4, "int8": 3, "auto": 2, "int4": 2, "ternary": 1}
 
 
@@ -76,10 +76,10 @@ def _shorter(
     plan: Plan, answer: Callable[[Question], Plan], chosen: tuple[_Changed, ...] = ()
 ) -> Change | None:
     """The longest context that fits, in whole blocks of 256, with other changes."""
-    low, high, best = 0, plan.context // SHORTEST, None
+    low, high, best = SHORTEST // BLOCK - 1, plan.context // BLOCK, None
     while low < high:
         middle = (low + high + 1) // 2
-        tried = _tried(plan, answer, {**_fields(chosen), "context": middle * SHORTEST})
+        tried = _tried(plan, answer, {**_fields(chosen), "context": middle * BLOCK})
         low, high, best = (middle, high, tried) if tried else (low, middle - 1, best)
     if best is None:
         return None

@@ -62,14 +62,17 @@ def match(signs: Signs) -> Chip | None:
     return max(found, key=lambda pair: pair[0])[1] if found else None
 
 
-def detect(root: Path = Path("/")) -> Chip:
+def detect(root: Path = Path("/"), *, nvidia: bool = True) -> Chip:
     """The chip of this machine with its real memory; ``this-machine``, measured once, where none is known.
+
+    Args:
+        nvidia: whether a GPU that nvidia-smi names counts; it does not for engines that cannot use it.
 
     Raises:
         PlanError: a Jetson that no profile names; what is measured on a CPU would not be its GPU's.
     """
     signs = read_signs(root)
-    chip = match(signs)
+    chip = match(signs if nvidia else replace(signs, gpus=()))
     if chip is None and signs.boards:
         raise PlanError(
             f"--chip auto: expected a Jetson that a profile names, got {', '.join(signs.boards)}",

@@ -20,6 +20,7 @@ SHORT = 512
 VERIFIED = 64  # tokens that an export compares, as --verify-tokens has it
 TARGETS = ("ort", "aipc", "jetson", "rtx")
 FLAVOURS = ("stock", "native")
+CPU_OR_INTEL = ("ort", "aipc")  # targets that no NVIDIA GPU runs
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def plan(
     """
     question = question or Question(**asked)
     shape = ModelShape.read(config)
-    found = _chip(chip) if isinstance(chip, str) else chip
+    found = _chip(chip, question.target) if isinstance(chip, str) else chip
     answer = _answer(shape, found, question)
     if answer.fits is False:
         from cpm_edge.benchmarks.plan.advice import advice
@@ -122,11 +123,11 @@ def plan(
     return answer
 
 
-def _chip(name: str) -> Chip:
+def _chip(name: str, target: str | None) -> Chip:
     from cpm_edge.benchmarks.plan.detect import detect, read_signs
 
     if name == "auto":
-        return detect()
+        return detect(nvidia=target not in CPU_OR_INTEL)
     if name == "this-machine":
         from cpm_edge.benchmarks.plan.this_machine import this_machine
 
@@ -188,11 +189,17 @@ def _check_values(question: Question, target: str) -> None:
 
 
 def _check_pair(target: str, chip: Chip) -> None:
-    if target != chip.target and (target in ("jetson", "rtx") or chip.kind == "jetson"):
+    if target == chip.target or (target in CPU_OR_INTEL and chip.kind not in ("jetson", "rtx")):
+        return
+    if chip.id == "this-machine":
         raise PlanError(
-            f"--chip {chip.id}: expected a chip for target {target}, this one is for {chip.target}",
-            hint=f"--target {chip.target}, or another chip",
+            f"--target {target}: expected a machine whose {target} chip a profile names, found none here",
+            hint="pass --chip; cpm-bench chips lists the ids",
         )
+    raise PlanError(
+        f"--chip {chip.id}: expected a chip for target {target}, this one is for {chip.target}",
+        hint=f"--target {chip.target}, or another chip",
+    )
 
 
 def _device(chip: Chip, target: str, question: Question) -> tuple[str, Device]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from cpm_edge.benchmarks.plan.cache import read_bytes
@@ -77,10 +78,12 @@ def decode(
         return Decode(Interval(None, chip.bandwidth.value / (weights_read + cache)), NO_RUNS)
     known = device.roofline
     rate = 1 / decode_seconds(weights_read, cache, shape.layers, known.bandwidth, known.layer)
+    most = chip.bandwidth.value / (weights_read + cache) if chip.bandwidth else math.inf
+    high = min(most, rate * (1 + known.spread))
     ceiling = ceiling or (LATENT if shape.is_latent and "measured here" not in known.source else "")
     if ceiling:
-        return Decode(Interval(None, rate * (1 + known.spread)), ceiling)
-    return Decode(Interval(rate * (1 - known.spread), rate * (1 + known.spread)))
+        return Decode(Interval(None, high), ceiling)
+    return Decode(Interval(rate * (1 - known.spread), high))
 
 
 def prompt_operations(shape: ModelShape, tokens: int) -> float:

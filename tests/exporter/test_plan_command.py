@@ -86,6 +86,12 @@ def test_a_plan_as_json_tells_where_its_numbers_are_from() -> None:
     assert "TensorRT-Edge-LLM" in sources["decode"]["source"] and sources["fp16"] is None
 
 
+def test_what_calibration_takes_is_said_not_to_be_counted() -> None:
+    common = ("-m", str(CONFIGS / "minicpm4-8b.json"), "--plan", "--chip", "core-ultra-7-258v")
+    assert "memory is without that of calibration" in run(*common, "--method", "gptq").stderr
+    assert not run(*common).stderr
+
+
 def test_what_a_plan_warns_of_is_one_line(tmp_path: Path) -> None:
     config = json.loads((CONFIGS / "minicpm4-8b.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "mystery": 1}))
@@ -97,8 +103,9 @@ def test_what_a_plan_warns_of_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--memory", "nan"], "--memory: expected gigabytes above 0, got nan"),
-        (["--memory", "0"], "--memory: expected gigabytes above 0, got 0"),
+        (["--memory", "nan"], "--memory: expected 0.01 to 1e+06 gigabytes, got nan"),
+        (["--memory", "1e-12"], "--memory: expected 0.01 to 1e+06 gigabytes, got 1e-12"),
+        (["--chip", ""], "--chip: expected an id, auto or this-machine"),
         (["--ratio", "0.5"], "only the calibration tells which matrices become int8"),
     ],
 )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,17 +17,10 @@ from cpm_edge.benchmarks.bundle.markdown import report_markdown
 from cpm_edge.benchmarks.bundle.record import check_record
 from cpm_edge.benchmarks.bundle.verdict import verdict
 from cpm_edge.benchmarks.cli import main
+from tests.benchmarks.bundle.browser import BROWSER, looked_at
 from tests.benchmarks.bundle.records import RECORD, changed
 
-BROWSER = shutil.which("chromium-headless-shell") or shutil.which("chromium")
 LOADED = "other processes kept 83% of this machine busy meanwhile: these numbers are lower bounds"
-PROBE = """<script>
-const errors = []; addEventListener('error', event => errors.push(event.message));
-addEventListener('load', () => { const page = document.documentElement;
-  const sizes = [...document.querySelectorAll('svg')].map(svg => svg.getBBox().width);
-  page.setAttribute('data-probe', JSON.stringify({ width: page.scrollWidth, window: innerWidth, sizes,
-    requests: performance.getEntriesByType('resource').length, errors })); });
-</script></head>"""
 
 
 def pages() -> dict[str, str]:
@@ -132,20 +123,6 @@ def test_a_browser_shows_every_chart(tmp_path: Path, name: str, width: int) -> N
     assert found["errors"] == [] and found["requests"] == 0
     assert found["width"] <= found["window"] == width
     assert len(found["sizes"]) == (4 if name == "report" else 1) and min(found["sizes"]) > 300
-
-
-def looked_at(folder: Path, page: str, width: int) -> dict[str, Any]:
-    """What a browser says of a page in a window of this width."""
-    file = folder / "page.html"
-    file.write_text(page.replace("</head>", PROBE, 1))
-    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000"]
-    command += [f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900", "--dump-dom"]
-    command.append(file.as_uri())
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    match = re.search(r'data-probe="([^"]*)"', done.stdout)
-    assert match is not None, done.stderr
-    probe: dict[str, Any] = json.loads(match.group(1).replace("&quot;", '"'))
-    return probe
 
 
 def test_compare_on_the_command_line(tmp_path: Path) -> None:

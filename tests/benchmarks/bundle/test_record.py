@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
-from cpm_edge.benchmarks.bundle.record import check_record, read_record
+from cpm_edge.benchmarks.bundle.compare import compare_html, compare_notes, compare_table
+from cpm_edge.benchmarks.bundle.record import Record, check_record, read_record
 from cpm_edge.benchmarks.errors import BenchError
 from tests.benchmarks.bundle.records import RECORD, changed
 
@@ -45,10 +48,15 @@ def test_a_newer_schema_is_refused_with_the_way_out() -> None:
         ),
         (("results", "contexts", 0, "first_token_seconds"), [0], "contexts[0].first_token_seconds"),
         (("results", "contexts", 0, "read_bytes"), None, "contexts[0].read_bytes"),
-        (("results", "bundle", "name"), 3, "results.bundle.name: expected text, got 3"),
-        (("results", "chip"), {}, "results.chip.id: expected text, got None"),
+        (("results", "bundle", "name"), 3, "results.bundle.name: expected printable text, got 3"),
+        (("results", "chip"), {}, "results.chip.id: expected printable text, got None"),
         (("results", "contexts", 0, "predicted"), {"high": 9.0}, "contexts[0].predicted: expected null, or"),
         (("results", "contexts", 0, "context"), 10**400, "contexts[0].context: expected a number of tokens"),
+        (("results", "contexts", 0, "context"), True, "contexts[0].context: expected a number of tokens"),
+        (("results", "contexts", 0, "step_seconds"), [[5e-324]], "contexts[0].step_seconds: expected a list"),
+        (("results", "bundle", "name"), "a\x1b[31m", "results.bundle.name: expected printable text"),
+        (("results", "bundle", "name"), "\ud800", "results.bundle.name: expected printable text"),
+        (("results", "memory", "peak"), -5, "results.memory.peak: expected bytes, got -5"),
         (("time",), 7, "time: expected str, got 7"),
     ],
 )
@@ -81,3 +89,37 @@ def test_any_damage_is_an_error_of_ours_or_harmless(path: tuple[str, ...], value
     except BenchError:
         return
     assert list(record.at())
+    shown_everywhere(record)
+
+
+NUMBERS = st.integers() | st.floats(allow_nan=False) | st.just(True)
+
+
+@given(st.sampled_from(["context", "first_token_seconds", "step_seconds", "read_bytes"]), NUMBERS)
+def test_any_number_is_an_error_of_ours_or_can_be_shown(key: str, value: float) -> None:
+    wrapped: Any = {"first_token_seconds": [value], "step_seconds": [[value]]}.get(key, value)
+    try:
+        record = check_record(changed(("results", "contexts", 0, key), wrapped), "x.json")
+    except BenchError:
+        return
+    shown_everywhere(record)
+
+
+@given(st.text(max_size=20) | st.sampled_from(["[/red] [bold]", "[/]", "<b>", "a|b"]))
+def test_any_name_is_an_error_of_ours_or_shown_as_it_is(name: str) -> None:
+    try:
+        record = check_record(changed(("results", "bundle", "name"), name), "x.json")
+    except BenchError:
+        return
+    assert name in shown_everywhere(record)
+
+
+def shown_everywhere(record: Record) -> str:
+    """A terminal's text, once pages were made too."""
+    compare_html([record, record]).encode()
+    console = Console(file=io.StringIO(), width=10_000, markup=False, highlight=False, emoji=False)
+    console.print(compare_table([record, record]))
+    for note in compare_notes([record, record]):
+        console.print(note)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
 
+from cpm_edge.benchmarks.bundle.accuracy_file import scored_bundle
 from cpm_edge.benchmarks.bundle.measure import Settings, output_hash, random_prompt, repeat_once
 from cpm_edge.benchmarks.bundle.record import read_record
 from cpm_edge.benchmarks.bundle.run import parse_format
-from cpm_edge.benchmarks.bundle.yardstick import another_chip, find_device, other_memory
+from cpm_edge.benchmarks.bundle.yardstick import another_chip, find_chip, find_device, other_memory
 from cpm_edge.benchmarks.cli import main
 from cpm_edge.benchmarks.errors import BenchError
 from cpm_edge.benchmarks.plan.catalog import chip as chip_called
 from cpm_edge.benchmarks.plan.detect import Signs
 from cpm_edge.benchmarks.plan.storage import Format
+from cpm_edge.runtimes.bundle import open_bundle
+from tests.benchmarks.bundle.browser import BROWSER, looked_at
 from tests.support.bundles import NATIVE
 
 if TYPE_CHECKING:
@@ -25,11 +29,13 @@ if TYPE_CHECKING:
 
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("sparse", "aipc", NATIVE),
+    ("sparse", "aipc", {"flavour": "stock"}),
     ("llama", "ort", {"weight_format": "int8"}),
 ]
+QUICK = ("run", "--context", "8", "--new-tokens", "2", "--repeat", "1", "--chip", "ddr5-laptop")
 
 
-@pytest.mark.parametrize(("variant", "target", "options"), CASES, ids=["native", "ort"])
+@pytest.mark.parametrize(("variant", "target", "options"), CASES, ids=["native", "stock", "ort"])
 def test_a_run_writes_three_reports(
     bundles: Bundles, tmp_path: Path, variant: str, target: str, options: dict[str, Any]
 ) -> None:
@@ -48,7 +54,13 @@ def test_a_run_writes_three_reports(
         (40, 2, 8, 1),
     ]
     assert record.results["memory"]["predicted"]["total"] > 0
-    assert "<svg" in files["html"].read_text() and "| 40 |" in files["md"].read_text()
+    page = files["html"].read_text()
+    assert page.count("<svg") == 4 and "| 40 |" in files["md"].read_text()
+    if BROWSER is not None:
+        shown = looked_at(tmp_path, page, 390)
+        assert shown["errors"] == [] and shown["requests"] == 0
+        assert shown["width"] <= shown["window"] == 390
+        assert min(shown["sizes"]) > 300
 
 
 @pytest.mark.parametrize(("after", "told"), [(26e9, True), (21e9, False)])
@@ -90,18 +102,67 @@ def test_a_manifest_s_words_for_formats(form: Format) -> None:
     assert parse_format(form.describe()) == form
 
 
-def test_an_accuracy_file_of_something_else(bundles: Bundles, tmp_path: Path) -> None:
-    file = tmp_path / "other.json"
+def accuracy_of(bundle: Path) -> dict[str, Any]:
+    """As cpm-bench accuracy writes it."""
+    results = {
+        "perplexity": 10.9, "reference_perplexity": 10.4, "kl": 0.05, "top1": 0.9, "tokens": 2048,
+        "greedy": {"summary": "all the same"}, "reference": "tiny", "text": "book.txt",
+        "bundle": scored_bundle(open_bundle(bundle).manifest),
+    }  # fmt: skip
+    return {"benchmark": "accuracy", "schema": 1, "results": results}
+
+
+def test_accuracy_is_part_of_the_report(bundles: Bundles, tmp_path: Path) -> None:
     folder = bundles.result("sparse", "aipc", **NATIVE).folder
-    for results, words in (
-        ({"weights": "bf16", "source": "sparse"}, "sparse in int4 g32 sym, got that of sparse in bf16"),
-        ({"weights": "int4 g32 sym", "source": "other"}, "got that of other in int4 g32 sym"),
-        ([], "expected the JSON of cpm-bench accuracy"),
-    ):
-        file.write_text(json.dumps({"benchmark": "accuracy", "results": results}))
-        asked = ["run", str(folder), "--chip", "ddr5-laptop", "--accuracy", str(file)]
-        result = CliRunner().invoke(main, asked)
-        assert result.exit_code == 1 and words in result.stderr
+    file, page = tmp_path / "accuracy.json", tmp_path / "run.html"
+    file.write_text(json.dumps(accuracy_of(folder)))
+    result = CliRunner().invoke(main, [*QUICK, str(folder), "--accuracy", str(file), "-o", str(page)])
+    assert result.exit_code == 0, result.output
+    assert "10.900, the reference&#x27;s 10.400" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (("benchmark",), "run", "expected the JSON of cpm-bench accuracy"),
+        (("schema",), 99, "schema 99 is newer than this version reads"),
+        (("results",), [], "results: expected an object, got []"),
+        (("results", "perplexity"), "abc", "results.perplexity: expected a number from 0 on, got 'abc'"),
+        (("results", "kl"), None, "results.kl: expected a number from 0 on, got None"),
+        (("results", "top1"), [1], "results.top1: expected a number from 0 on, got [1]"),
+        (("results", "greedy"), None, "results.greedy.summary: expected text, got None"),
+        (("results", "bundle"), None, "results.bundle: expected what was scored, got None"),
+        (("results", "bundle", "target"), "ort", "of this bundle: target aipc, got ort"),
+        (("results", "bundle", "files"), "0", "of this bundle: files "),
+    ],
+)
+def test_an_accuracy_file_of_something_else(
+    bundles: Bundles, tmp_path: Path, path: tuple[str, ...], value: Any, words: str
+) -> None:
+    folder = bundles.result("sparse", "aipc", **NATIVE).folder
+    content = accuracy_of(folder)
+    place: Any = content
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    file = tmp_path / "accuracy.json"
+    file.write_text(json.dumps(content))
+    result = CliRunner().invoke(main, [*QUICK, str(folder), "--accuracy", str(file)])
+    assert result.exit_code == 1 and words in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--seconds", "nan"], "--seconds: expected a number of seconds, got nan"),
+        (["--chip", ""], "--chip: expected an id, auto or this-machine"),
+        (["-o", "same", "--json", "./same"], "expected a file of its own for each"),
+    ],
+)
+def test_options_that_make_no_sense(bundles: Bundles, options: list[str], words: str) -> None:
+    folder = bundles.result("sparse", "aipc", **NATIVE).folder
+    result = CliRunner().invoke(main, ["run", str(folder), *options])
+    assert result.exit_code == 2 and words in result.stderr
 
 
 @pytest.mark.parametrize(("share", "told"), [(0.5, True), (0.8, False), (1.2, False), (1.7, True)])
@@ -131,9 +192,22 @@ def test_rounds_go_on_for_a_while(repeat: int | None, rounds: int, seconds: floa
 
 def test_a_chip_without_the_device_is_refused() -> None:
     with pytest.raises(BenchError, match="expected a chip whose profile has a CPU, which this run uses"):
-        find_device(chip_called("jetson-orin-nx-16gb"), "CPU")
+        find_chip("jetson-orin-nx-16gb", "CPU")
     assert find_device(chip_called("jetson-orin-nx-16gb"), "cuda").name.startswith("Ampere")
     assert find_device(chip_called("core-ultra-7-258v"), "GPU.1").name.startswith("Arc")
+
+
+def test_a_device_that_no_profile_names_is_measured_without_predictions(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CPM_EDGE_CACHE", str(tmp_path))
+    monkeypatch.setattr("cpm_edge.benchmarks.plan.this_machine._measured", lambda: (2e10, 1e11))
+    card = Signs(processor="Some CPU", gpus=("NVIDIA GeForce RTX 4060 Laptop GPU",))
+    monkeypatch.setattr(import_module("cpm_edge.benchmarks.plan.detect"), "read_signs", lambda root: card)
+    assert find_chip("auto", "cuda").id == "rtx-4060-laptop"
+    assert find_chip("auto", "CPU").id == "this-machine"
+    unlisted = find_chip("auto", "GPU")
+    assert (unlisted.id, unlisted.bandwidth, list(unlisted.devices)) == ("unknown", None, ["GPU"])
 
 
 def test_another_chip_than_this_machine_s_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

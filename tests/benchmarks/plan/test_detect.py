@@ -100,7 +100,8 @@ def test_an_unknown_machine_is_measured_once(tmp_path: Path, monkeypatch: pytest
     assert first == second and len(calls) == 1
     assert first.id == "this-machine" and first.reserved.value == 0.25
     known = first.devices["CPU"].roofline
-    assert known is not None and known.bandwidth == 5e10
+    assert first.bandwidth is not None and first.bandwidth.value == 5e10
+    assert known is not None and known.bandwidth == pytest.approx(0.85 * 5e10)
 
 
 def test_a_damaged_profile_of_this_machine_is_measured_again(
