@@ -6,7 +6,8 @@ import pytest
 
 from cpm_edge.benchmarks.plan import chip, chips
 from cpm_edge.benchmarks.plan.fit import WIDEST, Run, constants, decode_runs, fit, published
-from cpm_edge.benchmarks.plan.speed import LATENT, Decode, decode, decode_seconds
+from cpm_edge.benchmarks.plan.shape import ModelShape
+from cpm_edge.benchmarks.plan.speed import LATENT, Decode, decode, decode_seconds, first_token
 
 RUNS = decode_runs(published())
 HELD_OUT = [run for run in RUNS if run.held_out]
@@ -79,3 +80,18 @@ def test_two_points_say_nothing_about_others() -> None:
 def test_layers_that_would_take_less_than_no_time_take_none() -> None:
     bandwidth, layer, _ = fit([1e9, 4e9, 5e9], [30, 30, 30], [0.008, 0.04, 0.051])
     assert layer == 0 and bandwidth > 0
+
+
+def test_a_first_token_that_was_held_out_is_inside_the_interval() -> None:
+    held_out = [
+        (entry["chip"], row)
+        for entry in published()["runs"]
+        for row in entry["prefill"]
+        if row.get("held_out")
+    ]
+    assert [name for name, _ in held_out] == ["jetson-agx-orin-64gb", "jetson-orin-nx-16gb"]
+    for name, row in held_out:
+        shape = ModelShape.read(published()["models"][row["model"]])
+        seconds = first_token(shape, row["tokens"], chip(name).devices["GPU"]).seconds
+        assert seconds is not None and seconds.low is not None
+        assert seconds.low <= row["seconds"] <= seconds.high
