@@ -6,6 +6,7 @@ import shlex
 from typing import Any
 
 from cpm_edge.benchmarks.bundle.record import At, Record
+from cpm_edge.benchmarks.plan.speed import Interval
 
 MB = 1e6
 Rows = list[tuple[str, str]]
@@ -26,6 +27,11 @@ def command(record: Record) -> str:
 def share(at: At) -> str:
     """Of the roofline, ``-`` without one."""
     return "-" if at.share is None else f"{at.share:.0%}"
+
+
+def guess(interval: tuple[float | None, float] | None, digits: int = 1) -> str:
+    """A prediction, ``-`` without one."""
+    return Interval(*interval).text(digits) if interval else "-"
 
 
 def tail(at: At) -> str:

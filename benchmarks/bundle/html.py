@@ -13,6 +13,7 @@ from cpm_edge.benchmarks.bundle.facts import (
     command,
     conditions,
     energy,
+    guess,
     machine,
     share,
     subtitle,
@@ -131,16 +132,18 @@ def _speed(record: Record, ats: Sequence[At]) -> str:
 
 
 def _table(ats: Sequence[At]) -> str:
-    head = ("context", "first token, s", "prefill, tok/s", "time a token, ms", "decode, tok/s",
-            "of roofline", "output")  # fmt: skip
+    head = ("context", "first token, s", "predicted", "prefill, tok/s", "time a token, ms", "decode, tok/s",
+            "predicted", "of roofline", "output")  # fmt: skip
     rows = []
     for at in ats:
         cells = (
             str(at.context),
             spread(at.first, 3),
+            guess(at.predicted_first, 2),
             spread(at.prefill_rate),
             spread(at.step),
             spread(at.rate),
+            guess(at.predicted),
             share(at),
             escape(", ".join(at.hashes)),
         )

@@ -11,6 +11,7 @@ from cpm_edge.benchmarks.bundle.facts import (
     command,
     conditions,
     energy,
+    guess,
     machine,
     memory,
     share,
@@ -48,14 +49,13 @@ def report_markdown(record: Record) -> str:
 
 
 def _speed(record: Record) -> Iterator[str]:
-    yield _row(("context", "first token, s", "prefill, tok/s", "TPOT, ms", "decode, tok/s", "of roofline",
-                "predicted", "output"))  # fmt: skip
-    yield "|---|---|---|---|---|---|---|---|"
+    yield _row(("context", "first token, s", "predicted", "prefill, tok/s", "TPOT, ms", "decode, tok/s",
+                "predicted", "of roofline", "output"))  # fmt: skip
+    yield "|" + "---|" * 9
     for at in record.at():
-        low, high = at.predicted or (None, None)
-        guess = "-" if high is None else f"at most {high:.1f}" if low is None else f"{low:.1f} to {high:.1f}"
-        yield _row((str(at.context), at.first.text(3), at.prefill_rate.text(), at.step.text(), at.rate.text(),
-                    share(at), guess, ", ".join(at.hashes)))  # fmt: skip
+        yield _row((str(at.context), at.first.text(3), guess(at.predicted_first, 2), at.prefill_rate.text(),
+                    at.step.text(), at.rate.text(), guess(at.predicted), share(at),
+                    ", ".join(at.hashes)))  # fmt: skip
 
 
 def _section(title: str, rows: Rows) -> list[str]:

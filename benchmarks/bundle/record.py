@@ -7,7 +7,7 @@
     chip        id, name, bandwidth and predictions of its profile
     load_seconds, engine, conditions, memory      see measure
     contexts    one a prompt length: context, first_token_seconds, step_seconds (a list a repeat),
-                output_hashes, read_bytes, predicted
+                output_hashes, read_bytes, predicted (tokens a second), predicted_first_token (seconds)
     roofline    bandwidth (bytes a second) and its source
     accuracy    what ``cpm-bench accuracy --json`` wrote, or null
 """
@@ -55,6 +55,7 @@ class At:
         steps: milliseconds of every step of every repeat.
         ceiling: tokens a second that the roofline allows, None without one.
         predicted: (low, high) tokens a second by the chip's profile; low may be None.
+        predicted_first: (low, high) seconds to the first token.
     """
 
     context: int
@@ -64,6 +65,7 @@ class At:
     hashes: list[str]
     ceiling: float | None
     predicted: tuple[float | None, float] | None
+    predicted_first: tuple[float | None, float] | None
 
     @property
     def share(self) -> float | None:
@@ -108,7 +110,6 @@ class Record:
         bandwidth = self.results["roofline"].get("bandwidth")
         for entry in sorted(self.results["contexts"], key=lambda each: each["context"]):
             steps = entry["step_seconds"]
-            predicted = entry.get("predicted")
             yield At(
                 context=entry["context"],
                 first=Samples(entry["first_token_seconds"]),
@@ -116,7 +117,8 @@ class Record:
                 steps=[1e3 * step for each in steps for step in each],
                 hashes=entry["output_hashes"],
                 ceiling=bandwidth / entry["read_bytes"] if bandwidth else None,
-                predicted=(predicted["low"], predicted["high"]) if predicted else None,
+                predicted=_pair(entry.get("predicted")),
+                predicted_first=_pair(entry.get("predicted_first_token")),
             )
 
 
@@ -197,16 +199,25 @@ def _check_context(entry: Any, where: str, key: str) -> None:
         raise _damaged(where, f"{key}.step_seconds", "a list of seconds a repeat", steps)
     if not _times([entry.get("read_bytes")]):
         raise _damaged(where, f"{key}.read_bytes", "a number above 0", entry.get("read_bytes"))
-    hashes, predicted = entry.get("output_hashes"), entry.get("predicted")
+    hashes = entry.get("output_hashes")
     if not isinstance(hashes, list) or not all(map(_is_text, hashes)):
         raise _damaged(where, f"{key}.output_hashes", "a list of printable texts", hashes)
-    if predicted is not None and not (
-        isinstance(predicted, dict)
-        and "low" in predicted
-        and _times([predicted.get("high")])
-        and (predicted.get("low") is None or _times([predicted["low"]]))
-    ):
-        raise _damaged(where, f"{key}.predicted", "null, or low and high", predicted)
+    for name in ("predicted", "predicted_first_token"):
+        if not _is_interval(entry.get(name)):
+            raise _damaged(where, f"{key}.{name}", "null, or low and high", entry.get(name))
+
+
+def _is_interval(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, dict)
+        and "low" in value
+        and _times([value.get("high")])
+        and (value["low"] is None or _times([value["low"]]))
+    )
+
+
+def _pair(interval: dict[str, float] | None) -> tuple[float | None, float] | None:
+    return (interval["low"], interval["high"]) if interval else None
 
 
 def _times(values: Any) -> bool:

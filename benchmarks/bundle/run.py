@@ -16,6 +16,7 @@ from cpm_edge.benchmarks.bundle.verdict import unsteady
 from cpm_edge.benchmarks.bundle.yardstick import (
     another_chip,
     bandwidth_now,
+    crowded,
     drift,
     find_chip,
     find_device,
@@ -26,7 +27,7 @@ from cpm_edge.benchmarks.plan import Chip
 from cpm_edge.benchmarks.plan.cache import cache_bytes, place, read_bytes
 from cpm_edge.benchmarks.plan.memory import device_memory
 from cpm_edge.benchmarks.plan.shape import ModelShape
-from cpm_edge.benchmarks.plan.speed import OTHER_FLAVOUR, decode
+from cpm_edge.benchmarks.plan.speed import OTHER_FLAVOUR, decode, first_token
 from cpm_edge.benchmarks.plan.storage import Format, Formats, weight_bytes
 from cpm_edge.benchmarks.report import Report
 from cpm_edge.exporter.progress import Progress
@@ -59,7 +60,7 @@ def run(path: Path, settings: Settings, chip: str, accuracy: Path | None) -> tup
     results["accuracy"] = exact
     notes += add_model(results, bundle, found, settings)
     notes += drift(bandwidths) + other_memory(results["roofline"]["bandwidth"], found, settings)
-    notes += another_chip(found)
+    notes += another_chip(found) + crowded(settings)
     report = Report("run", {**vars(settings), "bundle": str(path), "chip": found.id}, results, notes=notes)
     record = check_record(json.loads(json.dumps(report.to_json())), path.name)
     report.notes += unsteady(record)
@@ -83,6 +84,8 @@ def add_model(results: dict[str, Any], bundle: Bundle, chip: Chip, settings: Set
         entry["read_bytes"] = weights.read + read_bytes(shape, middle, form, manifest.target)
         guess = decode(shape, weights.read, middle, form, chip, known, ceiling=ceiling)
         entry["predicted"] = vars(guess.rate) if guess.rate else None
+        wait = first_token(shape, entry["context"], known, ceiling=ceiling).seconds
+        entry["predicted_first_token"] = vars(wait) if wait else None
         notes += [guess.note] if guess.note and guess.note not in notes else []
         if len(entry["output_hashes"]) > 1:
             notes.append(f"repeats at {entry['context']} tokens gave different outputs")

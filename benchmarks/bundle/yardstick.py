@@ -16,7 +16,7 @@ from cpm_edge.benchmarks.plan.this_machine import this_machine
 from cpm_edge.plugins.native import NativeError
 from cpm_edge.plugins.probe import read_bandwidth
 
-SLOW = 0.7  # of a profile's bandwidth, or the other way round
+SLOW = 0.85  # of a profile's bandwidth, or the other way round
 DRIFT = 0.1  # of the bandwidth, from before to after a measurement, of which a report speaks
 
 
@@ -82,6 +82,14 @@ def another_chip(chip: Chip) -> list[str]:
         f"predictions and published runs are for {chip.name}, but this machine's chip seems to be {seen}: "
         "leave --chip out for its own"
     ]
+
+
+def crowded(settings: Settings) -> list[str]:
+    """Said where threads wait for each other's core."""
+    cores = os.cpu_count() or 1
+    if not settings.threads or settings.threads <= cores:
+        return []
+    return [f"{settings.threads} threads on {cores} cores: fewer are faster"]
 
 
 def bandwidth_now(settings: Settings) -> float:

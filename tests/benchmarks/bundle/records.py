@@ -52,6 +52,7 @@ RECORD: dict[str, Any] = {
                 "output_hashes": ["aa"],
                 "read_bytes": 4.4e9,
                 "predicted": {"low": 22.0, "high": 28.0},
+                "predicted_first_token": {"low": 0.04, "high": 0.08},
             },
             {
                 "context": 1024,

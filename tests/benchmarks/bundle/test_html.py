@@ -58,8 +58,9 @@ def test_markdown_says_all_that_the_page_does() -> None:
     }  # fmt: skip
     text = report_markdown(check_record(changed(("results", "accuracy"), accuracy), "a.json"))
     for part in (
-        "| context | first token, s | prefill, tok/s | TPOT, ms |",
+        "| context | first token, s | predicted | prefill, tok/s | TPOT, ms |",
         "22.0 to 28.0",
+        "0.04 to 0.08",
         "| peak | 5100 MB |",
         "| predicted by the plan | 5440 MB: weights 4600, cache 40, workspace 100, base 700 |",
         "| perplexity | 10.900, the reference's 10.400 |",

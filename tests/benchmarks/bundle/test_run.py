@@ -165,7 +165,7 @@ def test_options_that_make_no_sense(bundles: Bundles, options: list[str], words:
     assert result.exit_code == 2 and words in result.stderr
 
 
-@pytest.mark.parametrize(("share", "told"), [(0.5, True), (0.8, False), (1.2, False), (1.7, True)])
+@pytest.mark.parametrize(("share", "told"), [(0.5, True), (0.9, False), (1.1, False), (1.7, True)])
 def test_memory_of_another_speed_than_the_profile_s_is_told(share: float, told: bool) -> None:
     chip = chip_called("ddr5-laptop")
     assert chip.bandwidth is not None
