@@ -12,7 +12,7 @@ from cpm_edge.benchmarks.plan import Chip, PlanError, detect
 from cpm_edge.benchmarks.plan import chip as chip_called
 from cpm_edge.benchmarks.plan.chip import Device
 from cpm_edge.benchmarks.plan.detect import match, read_signs
-from cpm_edge.benchmarks.plan.this_machine import this_machine
+from cpm_edge.benchmarks.plan.this_machine import THIS_MACHINE, cache_file, this_machine
 from cpm_edge.plugins.native import NativeError
 from cpm_edge.plugins.probe import read_bandwidth
 
@@ -34,7 +34,7 @@ def find_chip(name: str, device: str) -> Chip:
         if name == "auto":
             found = detect(nvidia=device == "cuda")
             return found if key in found.devices else _unknown(found, key)
-        found = this_machine(read_signs()) if name == "this-machine" else chip_called(name)
+        found = this_machine(read_signs()) if name == THIS_MACHINE else chip_called(name)
     except PlanError as error:
         raise BenchError(error.message, hint=error.hint) from error
     find_device(found, device)
@@ -129,7 +129,8 @@ def other_memory(now: float | None, chip: Chip, settings: Settings) -> list[str]
     known = chip.bandwidth
     if settings.device != "CPU" or not now or known is None or SLOW < now / known.value < 1 / SLOW:
         return []
+    again = f"; remove {cache_file(read_signs())} to measure it again" if chip.id == THIS_MACHINE else ""
     return [
         f"memory was read at {now / 1e9:.1f} GB/s in this run, the chip's profile says "
-        f"{known.value / 1e9:.1f}: predictions are for the latter"
+        f"{known.value / 1e9:.1f}: predictions are for the latter{again}"
     ]

@@ -19,6 +19,7 @@ from cpm_edge.benchmarks.plan.chip import SCHEMA, Chip, parse_chip
 from cpm_edge.benchmarks.plan.detect import Signs, with_memory
 from cpm_edge.benchmarks.plan.errors import PlanError
 
+THIS_MACHINE = "this-machine"  # the id of its profile
 METHOD = 2  # of measuring; a profile of another one is measured again
 BLOCK = 64 << 20  # bytes a thread; more than caches hold
 READ_SECONDS = 1.5  # of passes, of which the middle one counts: what a run of minutes will find, too
@@ -76,7 +77,7 @@ def _profile(signs: Signs, bandwidth: float, operations: float) -> dict[str, obj
     native = "seconds a layer: native int4 on two Zen 3 cores"
     return {
         "schema": SCHEMA,
-        "id": "this-machine",
+        "id": THIS_MACHINE,
         "name": signs.processor or "this machine",
         "kind": "cpu",
         "sm": None,
