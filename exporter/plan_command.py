@@ -57,6 +57,7 @@ def run_plan(
     with warnings_printed():  # refuses what the exporter does not implement
         parsed = find_architecture(config).config.from_dict(config)
         read_quantization(config, Path(arguments["model"]))
+    arguments = {**arguments, **_own_format(arguments)}
     names = {field.name for field in dataclasses.fields(Question)} & arguments.keys()
     question = Question(
         **{name: arguments[name] for name in names} | {"flavour": arguments["flavour"] or FLAVOURS[0]},
@@ -78,6 +79,21 @@ def run_plan(
     _print(answer, as_json)
     if answer.fits is False:
         raise ExportError(f"does not fit: it takes {missing(answer)}", hint=_changes(answer))
+
+
+def _own_format(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``--weight-format auto`` comes to for weights that are at hand; a config alone does not tell."""
+    from cpm_edge.exporter.checkpoint.open import open_checkpoint
+    from cpm_edge.exporter.weight_format import choose_format
+
+    path = Path(arguments["model"]).expanduser()
+    has_weights = path.suffix.lower() == ".gguf" or any(path.glob("*.safetensors")) or any(path.glob("*.bin"))
+    if arguments["weight_format"] != "auto" or not path.exists() or not has_weights:
+        return {}
+    options = ExportOptions(**{**arguments, "target": arguments["target"] or "ort"})
+    with open_checkpoint(arguments["model"]) as checkpoint:
+        own = choose_format(options, checkpoint).format.value
+    return {} if own == "int4" else {"weight_format": own}  # of int4 the config may know the groups
 
 
 def _check_engine(arguments: Mapping[str, Any], answer: Plan, config: LlamaConfig) -> None:

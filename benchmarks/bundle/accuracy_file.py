@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from cpm_edge.benchmarks.bundle.record import is_text
 from cpm_edge.benchmarks.errors import BenchError
 from cpm_edge.benchmarks.report import SCHEMA
 from cpm_edge.runtimes.manifest import Manifest
@@ -73,7 +74,7 @@ def _check_values(file: Path, found: dict[str, Any]) -> None:
     texts = {f"results.{key}": found.get(key) for key in _TEXTS}
     texts["results.greedy.summary"] = greedy.get("summary") if isinstance(greedy, dict) else None
     for key, value in texts.items():
-        if not isinstance(value, str) or not value.isprintable():
+        if not is_text(value):
             raise _damaged(file, key, "text", value)
 
 

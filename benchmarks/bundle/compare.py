@@ -21,10 +21,11 @@ STYLES = (*COLOURS, *(f"{each} dashed" for each in COLOURS), *(f"{each} dotted" 
 def names(records: Sequence[Record]) -> list[str]:
     """A different one for each: the label, and what tells equal labels apart."""
     labels = [f"{each.label} · {each.results['chip']['id']}" for each in records]
-    return [
+    told = [
         label if labels.count(label) == 1 else f"{label} ({each.name})"
         for label, each in zip(labels, records, strict=True)
     ]
+    return [name if told.count(name) == 1 else f"{name} no. {index}" for index, name in enumerate(told, 1)]
 
 
 def compare_table(records: Sequence[Record]) -> Table:
@@ -82,7 +83,7 @@ def _html_table(records: Sequence[Record]) -> str:
     for name, at, base in _rows(records):
         cells = (escape(name), str(at.context), spread(at.first, 3), spread(at.rate),
                  _to_first(at, base),
-                 share(at), _output(at, base))  # fmt: skip
+                 share(at), escape(_output(at, base)))  # fmt: skip
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     headings = "".join(f"<th>{name}</th>" for name in head)
     return f'<div class="scroll"><table class="wide"><tr>{headings}</tr>{"".join(rows)}</table></div>'
@@ -109,5 +110,5 @@ def _to_first(at: At, base: At | None) -> str:
 
 def _output(at: At, base: At | None) -> str:
     if base is None or base is at:
-        return escape(", ".join(at.hashes))
+        return ", ".join(at.hashes)
     return "the same" if at.hashes == base.hashes else "another"

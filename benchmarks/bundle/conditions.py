@@ -111,6 +111,8 @@ class Meter:
     def of(cls, root: Path) -> Meter | None:
         """None where neither can be read, as on most systems without root."""
         zones = list((root / "sys/class/powercap").glob("intel-rapl:[0-9]"))
+        # psys is the platform, which has the packages in it.
+        zones = [zone for zone in zones if _text(zone / "name").startswith("package")]
         zones = [zone for zone in zones if _number(zone / "energy_uj") is not None]
         if zones:
             limits = [int(_number(zone / "max_energy_range_uj") or 0) for zone in zones]

@@ -45,7 +45,7 @@ def tail(at: At) -> str:
 
 
 def energy(record: Record) -> str:
-    """Joules a token; empty where the system does not tell."""
+    """Joules of the whole measurement for each new token, prefills included; empty without a counter."""
     conditions = record.results["conditions"]
     if conditions.get("joules") is None:
         return ""
@@ -56,7 +56,7 @@ def energy(record: Record) -> str:
 def memory(record: Record) -> Rows:
     """What a process held, and what the plan says of it."""
     found = record.results["memory"]
-    names = (("peak", "peak"), ("loaded", "after loading"), ("mapped_files", "weights, from the file"),
+    names = (("peak", "peak"), ("loaded", "after loading"), ("mapped_files", "files: weights, libraries"),
              ("anonymous", "all else at the end"), ("cache", "of that the cache"))  # fmt: skip
     rows = [(name, f"{found[key] / MB:.0f} MB") for key, name in names if found.get(key) is not None]
     predicted = found.get("predicted")

@@ -95,7 +95,12 @@ def _tiles(record: Record, ats: Sequence[At]) -> str:
         (f"{record.results['load_seconds']:.2f} s", "load"),
     ]  # fmt: skip
     joules = energy(record)
-    tiles.append((joules or "-", "energy a token" if joules else "energy a token: not exposed here"))
+    tiles.append(
+        (
+            joules or "-",
+            "energy a new token, prefills included" if joules else "energy a token: not exposed here",
+        )
+    )
     return '<div class="tiles">' + "".join(
         f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for value, name in tiles
     ) + "</div>"  # fmt: skip
@@ -167,7 +172,8 @@ def _memory(record: Record) -> str:
     bars: list[tuple[str, list[tuple[str, float, str]]]] = []
     entries: list[tuple[str, str]] = []
     if memory.get("mapped_files") is not None and memory.get("anonymous") is not None:
-        cache = min(memory["cache"], memory["anonymous"])
+        on_host = record.content["settings"]["device"] == "CPU"
+        cache = min(memory["cache"], memory["anonymous"]) if on_host else 0
         rest = (memory["anonymous"] - cache) / MB
         parts = [
             ("mapped files: weights, libraries", memory["mapped_files"] / MB, "s1"),
@@ -187,6 +193,8 @@ def _memory(record: Record) -> str:
         return '<p class="soft">This system does not tell what a process holds.</p>'
     peak = f"Peak {memory['peak'] / MB:.0f} MB" if memory.get("peak") else "Peak unknown"
     text = f"{peak}, at the longest context of this run."
+    if record.content["settings"]["device"] != "CPU":
+        text += " That is of the process on the host; the plan is of the device's memory."
     return f"<figure>{stacked(bars, 'MB', text)}{legend(entries)}<figcaption>{text}</figcaption></figure>"
 
 

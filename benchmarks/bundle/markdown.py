@@ -24,16 +24,19 @@ from cpm_edge.benchmarks.bundle.verdict import verdict, warnings
 
 
 def report_markdown(record: Record) -> str:
-    """All that the page says, without its charts."""
+    """What the page says, without its charts and the method."""
     results = record.results
     joules = energy(record)
     lines = [f"# {results['bundle']['name']}", "", subtitle(record), "", verdict(record), ""]
     lines += [f"- {text}" for text in warnings(record)]
     lines += ["", "## Speed", "", *_speed(record)]
-    lines += ["", f"Load {results['load_seconds']:.2f} s, energy a token {joules or 'not exposed'}."]
+    lines += [
+        "",
+        f"Load {results['load_seconds']:.2f} s, energy a new token with prefills: {joules or 'not exposed'}.",
+    ]
     lines += [f"Roofline: {results['roofline']['source']}."]
     lines += [f"- {tail(at)}" for at in record.at()]
-    lines += [f"- {run.name}: {', '.join(f'{y:g} at {x:g}' for x, y in run.points)}"
+    lines += [f"- {run.name}: {', '.join(f'{y:g} tok/s at {x:g}' for x, y in run.points)}"
               for run in published_runs(record)]  # fmt: skip
     for title, rows in (
         ("Memory", memory(record)),

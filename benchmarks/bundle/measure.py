@@ -14,6 +14,7 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,17 @@ def measure(path: Path, settings: Settings) -> dict[str, Any]:
     """Run ``measure_here`` in a process of its own.
 
     Raises:
-        BenchError: a context that the bundle does not take.
+        BenchError: a context that the bundle does not take, or a process that was killed.
+        BackendError: the engine is not installed or cannot use the device.
     """
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as child:
-        return child.submit(measure_here, path, settings).result()
+    try:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as child:
+            return child.submit(measure_here, path, settings).result()
+    except BrokenProcessPool as error:
+        raise BenchError(
+            f"{path}: the process that ran it was killed, probably for memory",
+            hint="a shorter --context, or cpm-export --plan, which tells what a bundle takes",
+        ) from error
 
 
 def measure_here(path: Path, settings: Settings) -> dict[str, Any]:

@@ -3,18 +3,21 @@
 ``schema`` 1. Keys: ``benchmark`` ("run"), ``command``, ``time``, ``machine``, ``versions``, ``settings`` and
 ``notes`` as in every report, and ``results``:
 
-    bundle      name, target, flavour, architecture, weights, layers, context, files (bytes by name), card
-    chip        id, name, bandwidth and predictions of its profile
+    bundle      name, target, flavour, architecture, weights, layers, max_context, cache, sparse, producer,
+                files (bytes by name), card
+    chip        id, name
     load_seconds, engine, conditions, memory      see measure
     contexts    one a prompt length: context, first_token_seconds, step_seconds (a list a repeat),
-                output_hashes, read_bytes, predicted (tokens a second), predicted_first_token (seconds)
+                output_hashes, cache_bytes, read_bytes, predicted (tokens a second),
+                predicted_first_token (seconds)
     roofline    bandwidth (bytes a second) and its source
-    accuracy    what ``cpm-bench accuracy --json`` wrote, or null
+    accuracy    the results of ``cpm-bench accuracy --json``, or null
 """
 
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +46,7 @@ _RESULTS: dict[str, type | tuple[type, ...]] = {
     "load_seconds": (int, float),
 }
 MOST_TOKENS = 10_000_000
+UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of pairs, ends of lines and paragraphs
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class Record:
 
     @property
     def label(self) -> str:
-        """Model, engine, flavour and machine in a few words."""
+        """Model, target, flavour and format in a few words."""
         bundle = self.results["bundle"]
         flavour = f" {bundle['flavour']}" if bundle.get("flavour") else ""
         return f"{bundle['name']} · {bundle['target']}{flavour} · {bundle['weights']}"
@@ -166,13 +170,13 @@ def check_record(content: Any, where: str) -> Record:
     for part, keys in (("bundle", ("name", "target", "weights")), ("chip", ("id", "name"))):
         for key in keys:
             value = content["results"][part].get(key)
-            if not _is_text(value):
+            if not is_text(value):
                 raise _damaged(where, f"results.{part}.{key}", "printable text", value)
     for part, values in (("notes", content["notes"]), ("command", content["command"])):
-        if not all(map(_is_text, values)):
+        if not all(map(is_text, values)):
             raise _damaged(where, part, "a list of printable texts", values)
     flavour = content["results"]["bundle"].get("flavour")
-    if flavour is not None and not _is_text(flavour):
+    if flavour is not None and not is_text(flavour):
         raise _damaged(where, "results.bundle.flavour", "null or printable text", flavour)
     return Record(content, Path(where).stem)
 
@@ -200,7 +204,7 @@ def _check_context(entry: Any, where: str, key: str) -> None:
     if not _times([entry.get("read_bytes")]):
         raise _damaged(where, f"{key}.read_bytes", "a number above 0", entry.get("read_bytes"))
     hashes = entry.get("output_hashes")
-    if not isinstance(hashes, list) or not all(map(_is_text, hashes)):
+    if not isinstance(hashes, list) or not all(map(is_text, hashes)):
         raise _damaged(where, f"{key}.output_hashes", "a list of printable texts", hashes)
     for name in ("predicted", "predicted_first_token"):
         if not _is_interval(entry.get(name)):
@@ -232,9 +236,9 @@ def _whole(value: Any, least: int, most: int = 1 << 60) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
     """Nothing that moves a terminal's cursor or that UTF-8 does not have."""
-    return isinstance(value, str) and value.isprintable()
+    return isinstance(value, str) and not any(unicodedata.category(each) in UNPRINTABLE for each in value)
 
 
 def _damaged(where: str, key: str, expected: str, got: Any) -> BenchError:

@@ -11,7 +11,7 @@ from rich.table import Table
 from cpm_edge.benchmarks.bundle.accuracy_file import read_accuracy
 from cpm_edge.benchmarks.bundle.facts import share
 from cpm_edge.benchmarks.bundle.measure import Settings, measure
-from cpm_edge.benchmarks.bundle.record import Record, check_record
+from cpm_edge.benchmarks.bundle.record import Record, check_record, is_text
 from cpm_edge.benchmarks.bundle.verdict import unsteady
 from cpm_edge.benchmarks.bundle.yardstick import (
     another_chip,
@@ -23,6 +23,7 @@ from cpm_edge.benchmarks.bundle.yardstick import (
     other_memory,
     roofline,
 )
+from cpm_edge.benchmarks.errors import BenchError
 from cpm_edge.benchmarks.plan import Chip
 from cpm_edge.benchmarks.plan.cache import cache_bytes, place, read_bytes
 from cpm_edge.benchmarks.plan.memory import device_memory
@@ -47,6 +48,10 @@ def run(path: Path, settings: Settings, chip: str, accuracy: Path | None) -> tup
         BenchError: a chip, a context or an accuracy file that does not fit.
     """
     bundle = open_bundle(path)
+    if not is_text(path.resolve().name):
+        raise BenchError(
+            f"{path.resolve().name!r}: expected a folder whose name can be printed", hint="rename it"
+        )
     found = find_chip(chip, settings.device)
     exact = read_accuracy(accuracy, bundle.manifest) if accuracy else None
     with Progress().stage(f"Measuring {path.resolve().name}, {settings.length}"):
@@ -60,7 +65,7 @@ def run(path: Path, settings: Settings, chip: str, accuracy: Path | None) -> tup
     results["accuracy"] = exact
     notes += add_model(results, bundle, found, settings)
     notes += drift(bandwidths) + other_memory(results["roofline"]["bandwidth"], found, settings)
-    notes += another_chip(found) + crowded(settings)
+    notes += another_chip(found, settings.device) + crowded(settings)
     report = Report("run", {**vars(settings), "bundle": str(path), "chip": found.id}, results, notes=notes)
     record = check_record(json.loads(json.dumps(report.to_json())), path.name)
     report.notes += unsteady(record)
@@ -90,10 +95,8 @@ def add_model(results: dict[str, Any], bundle: Bundle, chip: Chip, settings: Set
         if len(entry["output_hashes"]) > 1:
             notes.append(f"repeats at {entry['context']} tokens gave different outputs")
     longest = max(settings.contexts) + settings.new_tokens
-    if (
-        place(manifest.target, flavour) == "aipc stock"
-    ):  # whose cache has a row for each token fed; the last is not
-        longest -= 1
+    if place(manifest.target, flavour) == "aipc stock":
+        longest -= 1  # its cache grows by a row for each token that is fed, and the last one is not
     cache = cache_bytes(shape, longest, manifest.target, flavour, form)
     memory = device_memory(shape, weights, cache, manifest.target, flavour, settings.device)
     results["memory"]["predicted"] = {**vars(memory), "total": memory.total}

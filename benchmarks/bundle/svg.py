@@ -18,7 +18,8 @@ class Series:
     Attributes:
         points: (x, y), ascending in x.
         spread: (low, high) for each point, or nothing.
-        style: class of the style sheet: a colour ``s1`` to ``s6``, ``roof`` or ``peer``.
+        style: classes of the style sheet: a colour ``s1`` to ``s6``, ``dashed`` or ``dotted`` with it, or
+            ``roof`` or ``peer``.
     """
 
     name: str

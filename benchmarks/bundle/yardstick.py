@@ -16,6 +16,7 @@ from cpm_edge.benchmarks.plan.this_machine import THIS_MACHINE, cache_file, this
 from cpm_edge.plugins.native import NativeError
 from cpm_edge.plugins.probe import read_bandwidth
 
+UNKNOWN = "unknown"
 SLOW = 0.85  # of a profile's bandwidth, or the other way round
 DRIFT = 0.1  # of the bandwidth, from before to after a measurement, of which a report speaks
 
@@ -32,8 +33,10 @@ def find_chip(name: str, device: str) -> Chip:
     key = profile_device(device)
     try:
         if name == "auto":
-            found = detect(nvidia=device == "cuda")
-            return found if key in found.devices else _unknown(found, key)
+            signs = read_signs()
+            on_jetson = device == "CPU" and signs.boards  # whose profiles are of their GPUs
+            found = this_machine(signs) if on_jetson else detect(nvidia=device == "cuda")
+            return found if _has(found, device) else _unknown(found, key)
         found = this_machine(read_signs()) if name == THIS_MACHINE else chip_called(name)
     except PlanError as error:
         raise BenchError(error.message, hint=error.hint) from error
@@ -44,13 +47,13 @@ def find_chip(name: str, device: str) -> Chip:
 def _unknown(chip: Chip, device: str) -> Chip:
     """Of a device that no profile has: the chip's bandwidth may not be what it reads from."""
     nothing = Device(device, {"fp16": None, "int8": None})
-    return replace(chip, id="unknown", name=f"unlisted {device}, {chip.name}", bandwidth=None,
+    return replace(chip, id=UNKNOWN, name=f"unlisted {device}, {chip.name}", bandwidth=None,
                    devices={device: nothing}, detect={})  # fmt: skip
 
 
 def profile_device(device: str) -> str:
-    """The profile's name of what ``--device`` names: cuda is a GPU."""
-    return "GPU" if device == "cuda" else device.partition(".")[0]
+    """The profile's name of what ``--device`` names; GPU.0 is OpenVINO's first GPU, the integrated one."""
+    return "GPU" if device in ("cuda", "GPU.0") else device
 
 
 def find_device(chip: Chip, device: str) -> Device:
@@ -59,22 +62,28 @@ def find_device(chip: Chip, device: str) -> Device:
     Raises:
         BenchError: the chip has none of this kind.
     """
-    name = profile_device(device)
-    if name not in chip.devices:
+    if not _has(chip, device):
         raise BenchError(
-            f"--chip {chip.id}: expected a chip whose profile has a {name}, which this run uses; it has "
-            f"{', '.join(chip.devices)}",
+            f"--chip {chip.id}: expected a chip whose profile has a {device}, which this run uses; it is for "
+            f"--target {chip.target} and has {', '.join(chip.devices)}",
             hint="leave --chip out, or pass another --device",
         )
-    return chip.devices[name]
+    return chip.devices[profile_device(device)]
 
 
-def another_chip(chip: Chip) -> list[str]:
+def _has(chip: Chip, device: str) -> bool:
+    """A profile's GPU is an NVIDIA one or Intel's, never both."""
+    if profile_device(device) not in chip.devices:
+        return False
+    return device == "CPU" or chip.id == UNKNOWN or (chip.kind in ("jetson", "rtx")) == (device == "cuda")
+
+
+def another_chip(chip: Chip, device: str) -> list[str]:
     """Said where this machine does not look like the chip that it is compared with."""
     if not any(chip.detect.values()):
         return []
     signs = read_signs()
-    found = match(signs)
+    found = match(signs if device == "cuda" else replace(signs, gpus=()))
     if found is not None and found.id == chip.id:
         return []
     seen = found.name if found else signs.processor or "another one"
@@ -129,7 +138,8 @@ def other_memory(now: float | None, chip: Chip, settings: Settings) -> list[str]
     known = chip.bandwidth
     if settings.device != "CPU" or not now or known is None or SLOW < now / known.value < 1 / SLOW:
         return []
-    again = f"; remove {cache_file(read_signs())} to measure it again" if chip.id == THIS_MACHINE else ""
+    can_repeat = chip.id == THIS_MACHINE and not settings.threads  # fewer threads read less
+    again = f"; remove {cache_file(read_signs())} to measure it again" if can_repeat else ""
     return [
         f"memory was read at {now / 1e9:.1f} GB/s in this run, the chip's profile says "
         f"{known.value / 1e9:.1f}: predictions are for the latter{again}"

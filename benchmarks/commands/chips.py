@@ -12,7 +12,7 @@ from cpm_edge.benchmarks.errors import BenchError
 from cpm_edge.benchmarks.plan import Chip, Number, PlanError, chips, detect
 from cpm_edge.benchmarks.plan import chip as find_chip
 from cpm_edge.benchmarks.plan.detect import read_signs
-from cpm_edge.benchmarks.plan.this_machine import this_machine
+from cpm_edge.benchmarks.plan.this_machine import THIS_MACHINE, this_machine
 from cpm_edge.benchmarks.report import plain_console
 from cpm_edge.runtimes.console import report_errors
 
@@ -46,7 +46,7 @@ def chips_command(name: str | None, auto: bool) -> None:
 
 
 def _named(name: str) -> Chip:
-    if name == "this-machine":
+    if name == THIS_MACHINE:
         return this_machine(read_signs())
     return detect() if name == "auto" else find_chip(name)
 
@@ -67,9 +67,12 @@ def _details(chip: Chip) -> Table:
     ):
         table.add_row(what, _text(number, unit, suffix), number.source if number else "")
     watts = ", ".join(f"{each:g}" for each in chip.power_modes)
-    table.add_row("power modes", f"{watts} W" if watts else UNVERIFIED, "")
+    table.add_row("power modes", f"{watts} W" if watts else UNVERIFIED, chip.power_source)
+    if chip.sm is not None:
+        table.add_row("CUDA compute capability", f"{chip.sm / 10:.1f}", "NVIDIA's list of CUDA GPUs")
     signs = [sign for each in chip.detect.values() for sign in each]
-    table.add_row("recognised by", ", ".join(signs) or "nothing: pass --chip", "")
+    unsigned = "being measured" if chip.id == THIS_MACHINE else "nothing: pass --chip"
+    table.add_row("recognised by", ", ".join(signs) or unsigned, "")
     for key, device in chip.devices.items():
         table.add_section()
         table.add_row(key, device.name, "")

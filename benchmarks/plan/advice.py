@@ -19,7 +19,7 @@ _Changed = tuple[str, dict[str, object]]  # the option as typed, and the fields 
 
 
 def advice(plan: Plan, answer: Callable[[Question], Plan]) -> tuple[Change, ...]:
-    """At most three; those that keep the weights as they are come first.
+    """At most three: single options, a shorter context, then several options together.
 
     Args:
         plan: one that does not fit.
@@ -52,7 +52,10 @@ def advice(plan: Plan, answer: Callable[[Question], Plan]) -> tuple[Change, ...]
 def _changes(plan: Plan) -> Iterator[_Changed]:
     question = plan.question
     if plan.target == "aipc" and question.flavour == "stock" and plan.device == "CPU":
-        yield "--flavour native", {"flavour": "native", "kv_cache": None}
+        if question.kv_cache == "fp32":  # which the native flavour does not keep
+            yield "--flavour native and --kv-cache fp16", {"flavour": "native", "kv_cache": "fp16"}
+        else:
+            yield "--flavour native", {"flavour": "native"}
     if question.kv_cache != "int8" and plan.cache.format != "int8":
         yield "--kv-cache int8", {"kv_cache": "int8"}
     if _SIZES[question.weight_format] > 3:

@@ -89,7 +89,7 @@ class Chip:
         memory: bytes that the engine can address; None where machines differ.
         reserved: share of ``memory`` that the system keeps.
         bandwidth: peak of the memory, bytes a second.
-        power_modes: the lowest and highest, or all, watts.
+        power_modes: the lowest and highest, or all, watts; ``power_source`` is where they are from.
         devices: by OpenVINO's names; the first is the default.
         detect: what the chip is recognised by.
     """
@@ -102,6 +102,7 @@ class Chip:
     reserved: Number
     bandwidth: Number | None
     power_modes: tuple[float, ...]
+    power_source: str
     devices: Mapping[str, Device]
     detect: Mapping[str, tuple[str, ...]]
 
@@ -109,11 +110,6 @@ class Chip:
     def target(self) -> str:
         """The export target for it."""
         return TARGETS[self.kind]
-
-    @property
-    def peaks(self) -> Mapping[str, Number | None]:
-        """Of the default device."""
-        return next(iter(self.devices.values())).peaks
 
     @property
     def memory_bytes(self) -> int | None:
@@ -162,6 +158,7 @@ def parse_chip(content: Any, where: str) -> Chip:
         reserved=reserved,
         bandwidth=reader.number(chip["bandwidth"], "bandwidth"),
         power_modes=() if watts is None else reader.watts(watts),
+        power_source="" if watts is None else str(watts["source"]),
         devices={name: _device(reader, entry, f"devices.{name}") for name, entry in devices.items()},
         detect={
             key: reader.texts(value, f"detect.{key}")

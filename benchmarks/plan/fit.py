@@ -105,7 +105,12 @@ def roofline(document: Mapping[str, Any], chip: str) -> Roofline | None:
 def prefill(document: Mapping[str, Any], chip: str) -> Prefill | None:
     """Likewise, from times to first token."""
     entries = (entry for entry in document["runs"] if entry["chip"] == chip)
-    rows = [row for entry in entries for row in entry["prefill"] if not row.get("held_out")]
+    rows = [
+        row
+        for entry in entries
+        for row in entry["prefill"]
+        if not (row.get("held_out") or entry.get("older"))
+    ]
     if not rows:
         return None
     shapes = [ModelShape.read(document["models"][row["model"]]) for row in rows]

@@ -112,6 +112,8 @@ def plan(
     Raises:
         PlanError: a config, chip or option that cannot be planned.
     """
+    if question is not None and asked:
+        raise PlanError(f"question: expected it alone, or its fields by name, got both: {', '.join(asked)}")
     question = question or Question(**asked)
     shape = ModelShape.read(config)
     found = _chip(chip, question.target) if isinstance(chip, str) else chip

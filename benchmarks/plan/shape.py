@@ -89,7 +89,6 @@ class ModelShape:
     matrices: tuple[Matrix, ...] = field(repr=False)
     sparse: Sparse | None = None
     quantized: Mapping[str, Any] | None = None
-    chosen_experts: float = 1.0
 
     @classmethod
     def read(cls, source: Mapping[str, Any] | str | Path) -> ModelShape:
@@ -182,9 +181,21 @@ def _base(config: Mapping[str, Any], sizes: Mapping[str, int], *, tied: bool) ->
         "head_dim": _whole(config, "head_dim", sizes["hidden_size"] // heads),
         "intermediate_size": sizes["intermediate_size"],
         "tied": bool(config.get("tie_word_embeddings", tied)),
-        "positions": _whole(config, "max_position_embeddings"),
+        "positions": _positions(config),
         "quantized": quantized if isinstance(quantized, Mapping) else None,
     }
+
+
+def _positions(config: Mapping[str, Any]) -> int:
+    """The longest context; dynamic NTK scaling is made for ``factor`` times the positions."""
+    positions = _whole(config, "max_position_embeddings")
+    scaling = config.get("rope_scaling") or config.get("rope_parameters")
+    if not isinstance(scaling, Mapping) or scaling.get("rope_type", scaling.get("type")) != "dynamic":
+        return positions
+    factor = scaling.get("factor")
+    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < 1e6:
+        raise PlanError(f"rope_scaling.factor: expected a number above 0, got {factor!r}")
+    return int(positions * factor)
 
 
 def _outer(base: Mapping[str, Any]) -> tuple[Matrix, ...]:
@@ -216,7 +227,6 @@ def _decoder(config: Mapping[str, Any], sizes: Mapping[str, int], *, tied: bool)
     base = _base(config, sizes, tied=tied)
     layers, hidden, inner = base["layers"], base["hidden_size"], base["intermediate_size"]
     experts = _whole(config, "num_experts", 1) if config.get("num_experts") else 0
-    chosen = 1.0
     if experts:
         chosen = _whole(config, "num_experts_per_tok") / experts
         mlp = (
@@ -232,7 +242,6 @@ def _decoder(config: Mapping[str, Any], sizes: Mapping[str, int], *, tied: bool)
         state=0,
         matrices=(*_attention(base, layers), *mlp, *_outer(base)),
         sparse=_sparse(config) if tied else None,
-        chosen_experts=chosen,
         **base,
     )
 
@@ -245,6 +254,10 @@ def _sparse(config: Mapping[str, Any]) -> Sparse | None:
         raise PlanError(f"sparse_config: expected an object, got {section!r}")
     default = Sparse()
     sizes = {key: section.get(key, getattr(default, key)) for key in Sparse.__dataclass_fields__}
+    for key, value in sizes.items():
+        least = -1 if key == "dense_len" else 0 if key in ("topk", "window_size") else 1
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise PlanError(f"sparse_config.{key}: expected a whole number from {least} on, got {value!r}")
     return Sparse(**{**sizes, "dense_len": max(0, sizes["dense_len"])})
 
 

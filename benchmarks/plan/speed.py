@@ -96,9 +96,9 @@ def prompt_operations(shape: ModelShape, tokens: int) -> float:
     pairs = tokens * (tokens + 1) / 2
     if shape.sparse is not None and tokens > shape.sparse.dense_len:
         first, reach = shape.sparse.dense_len, shape.sparse.budget * shape.sparse.block_size
-        dense = first * (first + 1) / 2
-        pooled = (pairs - dense) / shape.sparse.kernel_stride
-        pairs = dense + (tokens - first) * reach + pooled / 2
+        full = max(first, min(tokens, reach))  # rows up to here have no more before them than they may read
+        pooled = (pairs - first * (first + 1) / 2) / shape.sparse.kernel_stride
+        pairs = full * (full + 1) / 2 + (tokens - full) * reach + pooled / 2
     width = shape.heads * shape.head_dim
     attention = 4 * width * pairs * shape.cache_layers
     states = 4 * shape.state * shape.state_layers * tokens

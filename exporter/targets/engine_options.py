@@ -32,9 +32,9 @@ def check_engine_options(options: ExportOptions, formats: Mapping[str, str], con
             )
     for kind, form in formats.items():
         if form in WIDE:
+            choices = "fp16, int8, int4 or ternary" if kind == "weight" else "fp16 or int8"
             raise ExportError(
-                f"--{kind}-format: expected fp16, int8, int4 or ternary for target {options.target}, got "
-                f"{form}",
+                f"--{kind}-format: expected {choices} for target {options.target}, got {form}",
                 hint=f"--{kind}-format fp16",
             )
     native = options.resolved_flavour == "native"

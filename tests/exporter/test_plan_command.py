@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from cpm_edge.benchmarks.random_checkpoint import write_checkpoint
+from cpm_edge.benchmarks.shape import Shape
 from cpm_edge.exporter.cli import main
+from tests.benchmarks.shapes import write_shape
 from tests.source_tree import ROOT
 
 CONFIGS = ROOT / "tests/data/configs"
@@ -84,6 +87,16 @@ def test_a_plan_as_json_tells_where_its_numbers_are_from() -> None:
     sources = json.loads(result.stdout)["sources"]
     assert sources["bandwidth"] == {"value": 102.4e9, "source": sources["bandwidth"]["source"]}
     assert "TensorRT-Edge-LLM" in sources["decode"]["source"] and sources["fp16"] is None
+
+
+def test_auto_is_what_the_weights_are(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    write_checkpoint(Shape.open(str(write_shape(tmp_path))), model, ternary=True)
+    common = ("--plan", "--chip", "core-ultra-7-258v", "--json")
+    assert json.loads(run("-m", str(model), *common).stdout)["formats"]["linear"] == "ternary g128"
+    for weights in model.glob("*.safetensors"):
+        weights.unlink()
+    assert json.loads(run("-m", str(model), *common).stdout)["formats"]["linear"] == "int4 g32 sym"
 
 
 def test_what_calibration_takes_is_said_not_to_be_counted() -> None:

@@ -43,10 +43,13 @@ def test_a_system_that_tells_nothing(tmp_path: Path) -> None:
 def test_energy_of_a_counter_that_starts_again(tmp_path: Path) -> None:
     zone = "sys__class__powercap__intel-rapl:0__"
     write(tmp_path, **{f"{zone}energy_uj": "90000000", f"{zone}max_energy_range_uj": "100000000"})
+    write(tmp_path, **{f"{zone}name": "package-0"})
+    platform = "sys__class__powercap__intel-rapl:1__"  # it has the package in it
+    write(tmp_path, **{f"{platform}name": "psys", f"{platform}energy_uj": "1"})
     meter = Meter.of(tmp_path)
     assert meter is not None and "RAPL" in meter.source
     with meter:
-        write(tmp_path, **{f"{zone}energy_uj": "5000000"})
+        write(tmp_path, **{f"{zone}energy_uj": "5000000", f"{platform}energy_uj": "70000000"})
     assert meter.joules == pytest.approx(15)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from cpm_edge.benchmarks.bundle.compare import compare_html
+from cpm_edge.benchmarks.bundle.compare import compare_html, names
 from cpm_edge.benchmarks.bundle.html import report_html
 from cpm_edge.benchmarks.bundle.markdown import report_markdown
 from cpm_edge.benchmarks.bundle.record import check_record
@@ -83,6 +83,11 @@ def test_a_verdict_tells_where_a_prediction_was_missed(factor: float, word: str)
 def test_published_runs_are_of_the_same_device() -> None:
     record = check_record(changed(("settings", "device"), "CPU"), "a.json")
     assert "published" not in report_html(record)
+
+
+def test_runs_of_one_name_are_told_apart() -> None:
+    records = [check_record(RECORD, f"{folder}/run.json") for folder in ("before", "after")]
+    assert len(set(names(records))) == 2
 
 
 def test_a_comparison_has_a_line_for_every_record() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures.process import BrokenProcessPool
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from cpm_edge.benchmarks.bundle.accuracy_file import scored_bundle
 from cpm_edge.benchmarks.bundle.measure import Settings, output_hash, random_prompt, repeat_once
 from cpm_edge.benchmarks.bundle.record import read_record
 from cpm_edge.benchmarks.bundle.run import parse_format
-from cpm_edge.benchmarks.bundle.yardstick import another_chip, find_chip, find_device, other_memory
+from cpm_edge.benchmarks.bundle.yardstick import another_chip, crowded, find_chip, find_device, other_memory
 from cpm_edge.benchmarks.cli import main
 from cpm_edge.benchmarks.errors import BenchError
 from cpm_edge.benchmarks.plan.catalog import chip as chip_called
@@ -194,7 +195,7 @@ def test_a_chip_without_the_device_is_refused() -> None:
     with pytest.raises(BenchError, match="expected a chip whose profile has a CPU, which this run uses"):
         find_chip("jetson-orin-nx-16gb", "CPU")
     assert find_device(chip_called("jetson-orin-nx-16gb"), "cuda").name.startswith("Ampere")
-    assert find_device(chip_called("core-ultra-7-258v"), "GPU.1").name.startswith("Arc")
+    assert find_device(chip_called("core-ultra-7-258v"), "GPU.0").name.startswith("Arc")
 
 
 def test_a_device_that_no_profile_names_is_measured_without_predictions(
@@ -210,6 +211,35 @@ def test_a_device_that_no_profile_names_is_measured_without_predictions(
     assert (unlisted.id, unlisted.bandwidth, list(unlisted.devices)) == ("unknown", None, ["GPU"])
 
 
+@pytest.mark.parametrize(
+    ("chip", "device"),
+    [("core-ultra-7-155h", "cuda"), ("rtx-4090-laptop", "GPU"), ("core-ultra-7-155h", "GPU.1")],
+)
+def test_an_nvidia_gpu_is_not_the_integrated_one(chip: str, device: str) -> None:
+    with pytest.raises(BenchError, match=f"expected a chip whose profile has a {device}"):
+        find_chip(chip, device)
+
+
+def test_a_killed_process_is_an_error_of_ours(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def __enter__(self) -> Killed:
+            raise BrokenProcessPool
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr("cpm_edge.benchmarks.bundle.measure.ProcessPoolExecutor", Killed)
+    folder = bundles.result("sparse", "aipc", **NATIVE).folder
+    result = CliRunner().invoke(main, [*QUICK, str(folder)])
+    assert result.exit_code == 1 and "was killed, probably for memory" in result.stderr
+
+
+def test_more_threads_than_cores_are_told() -> None:
+    few, many = (Settings((32,), 4, threads, "CPU", 1, 0) for threads in (1, 4096))
+    assert crowded(few) == [] and "4096 threads on" in crowded(many)[0]
+
+
 def test_another_chip_than_this_machine_s_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def looks_like(processor: str) -> None:
         monkeypatch.setattr(
@@ -218,9 +248,14 @@ def test_another_chip_than_this_machine_s_is_told(monkeypatch: pytest.MonkeyPatc
 
     chip = chip_called("core-ultra-7-258v")
     looks_like("Intel(R) Core(TM) Ultra 7 258V")
-    assert another_chip(chip) == []
+    assert another_chip(chip, "CPU") == []
     looks_like("Intel(R) Core(TM) Ultra 7 155H")
-    assert "this machine's chip seems to be Core Ultra 7 155H" in another_chip(chip)[0]
+    assert "this machine's chip seems to be Core Ultra 7 155H" in another_chip(chip, "CPU")[0]
     looks_like("AMD EPYC")
-    assert "seems to be AMD EPYC" in another_chip(chip)[0]
-    assert another_chip(chip_called("ddr5-laptop")) == []  # a kind of machine, with no name to look for
+    assert "seems to be AMD EPYC" in another_chip(chip, "CPU")[0]
+    card = Signs(processor="Intel(R) Core(TM) Ultra 7 258V", gpus=("NVIDIA GeForce RTX 4060 Laptop GPU",))
+    monkeypatch.setattr("cpm_edge.benchmarks.bundle.yardstick.read_signs", lambda: card)
+    assert another_chip(chip, "GPU") == [] and another_chip(chip_called("rtx-4060-laptop"), "cuda") == []
+    assert (
+        another_chip(chip_called("ddr5-laptop"), "CPU") == []
+    )  # a kind of machine, with no name to look for

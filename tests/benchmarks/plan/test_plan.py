@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from cpm_edge.benchmarks.plan import PlanError, chips, plan
 from cpm_edge.benchmarks.plan.detect import Signs
 from cpm_edge.benchmarks.plan.fit import published as load_published
 from cpm_edge.benchmarks.plan.shape import ModelShape
+from cpm_edge.benchmarks.plan.speed import prompt_operations
 from cpm_edge.benchmarks.plan.text import rows, to_json
+from cpm_edge.exporter.registry import find_architecture
 from tests.source_tree import ROOT
 
 CONFIGS = sorted((ROOT / "tests/data/configs").glob("*.json"))
@@ -255,3 +258,41 @@ def test_no_prediction_is_above_what_the_memory_allows() -> None:
                 rate = speed.decode.rate
                 if rate is not None:
                     assert rate.high <= 1.0001 * chip.bandwidth.value / answer.weights.read
+
+
+def test_a_dynamic_context_is_the_one_that_is_exported() -> None:
+    config = json.loads((ROOT / "tests/data/configs/smollm2-135m.json").read_text())
+    config["rope_scaling"] = {"type": "dynamic", "factor": 2.0}
+    positions = config["max_position_embeddings"]
+    assert plan(config, "core-ultra-7-258v").context == 2 * positions
+    parsed = find_architecture(config).config.from_dict(config)
+    assert parsed.max_context == 2 * positions
+    config["rope_scaling"]["factor"] = "2"
+    with pytest.raises(PlanError, match=r"rope_scaling\.factor"):
+        plan(config, "core-ultra-7-258v")
+
+
+def test_attention_that_is_always_sparse_is_no_more_than_dense() -> None:
+    config = json.loads(EIGHT.read_text())
+    config["sparse_config"] = {"dense_len": -1}
+    always = ModelShape.read(config)
+    dense = always.with_attention("dense")
+    for tokens in (128, 4096):
+        scores = prompt_operations(always, tokens) / prompt_operations(dense, tokens)
+        assert 1 <= scores < 1.02  # the pooled keys come on top
+    assert prompt_operations(always, 65536) < 0.8 * prompt_operations(dense, 65536)
+
+
+def test_sizes_of_blocks_that_make_no_sense() -> None:
+    config = json.loads(EIGHT.read_text())
+    config["sparse_config"] = {"block_size": 0}
+    with pytest.raises(
+        PlanError, match=r"sparse_config\.block_size: expected a whole number from 1 on, got 0"
+    ):
+        plan(config, "core-ultra-7-258v")
+
+
+def test_advice_can_be_followed() -> None:
+    answer = plan(EIGHT, "core-ultra-7-258v", device="CPU", kv_cache="fp32", memory=int(8e9))
+    assert answer.fits is False
+    assert any(change.option.startswith("--flavour native and --kv-cache fp16") for change in answer.advice)
