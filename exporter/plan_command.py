@@ -15,7 +15,6 @@ from rich.table import Table
 
 from cpm_edge.benchmarks.plan import Plan, PlanError, Question, plan
 from cpm_edge.benchmarks.plan.text import missing, rows, to_json
-from cpm_edge.exporter.checkpoint.quantization import read_quantization
 from cpm_edge.exporter.configs import LlamaConfig
 from cpm_edge.exporter.console import warnings_printed
 from cpm_edge.exporter.errors import ExportError, ExportWarning
@@ -56,7 +55,10 @@ def run_plan(
     config = read_config(arguments["model"], arguments["revision"])
     with warnings_printed():  # refuses what the exporter does not implement
         parsed = find_architecture(config).config.from_dict(config)
-        read_quantization(config, Path(arguments["model"]))
+        if "quantization_config" in config:
+            from cpm_edge.exporter.checkpoint.quantization import read_quantization
+
+            read_quantization(config, Path(arguments["model"]))
     arguments = {**arguments, **_own_format(arguments)}
     names = {field.name for field in dataclasses.fields(Question)} & arguments.keys()
     question = Question(
@@ -83,13 +85,14 @@ def run_plan(
 
 def _own_format(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What ``--weight-format auto`` comes to for weights that are at hand; a config alone does not tell."""
-    from cpm_edge.exporter.checkpoint.open import open_checkpoint
-    from cpm_edge.exporter.weight_format import choose_format
-
     path = Path(arguments["model"]).expanduser()
     has_weights = path.suffix.lower() == ".gguf" or any(path.glob("*.safetensors")) or any(path.glob("*.bin"))
     if arguments["weight_format"] != "auto" or not path.exists() or not has_weights:
         return {}
+    # Imported here: they take longer than a plan of a config alone.
+    from cpm_edge.exporter.checkpoint.open import open_checkpoint
+    from cpm_edge.exporter.weight_format import choose_format
+
     options = ExportOptions(**{**arguments, "target": arguments["target"] or "ort"})
     with open_checkpoint(arguments["model"]) as checkpoint:
         own = choose_format(options, checkpoint).format.value
